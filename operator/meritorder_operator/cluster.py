@@ -1,0 +1,199 @@
+"""The API server as the operator needs it: a few single requests in plain JSON. Watching is kopf's
+(`handlers`).
+
+lightkube finds the cluster and authenticates; rotated tokens are read again. Writes of a status bear the
+resourceVersion and uid that they were decided on, so a stale one is refused. Nothing at all is written
+unless this process may write at the very moment of sending.
+
+Errors:
+    LeaseLost: something was to be written, but another may lead now
+    ClusterError
+    ├── Unreachable: no answer, or 429 or 5xx: it may be well in a moment
+    └── Refused: the API server said no; `status` is its HTTP status
+        └── Conflict: the object is newer than what was decided on, or there already
+"""
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Self
+
+import httpx2
+from lightkube.config.client_adapter import AsyncClient, ConnectionParams
+from lightkube.config.kubeconfig import KubeConfig, SingleConfig
+from lightkube.core.exceptions import ConfigError
+
+from meritorder_api import names
+
+Manifest = dict[str, Any]
+
+APPLY: Final = "application/apply-patch+yaml"
+AT_ONCE: Final = 8
+"""Requests under way at a time: hundreds of policies that change at once must not crowd the API server."""
+POLICIES: Final = f"/apis/{names.GROUP}/{names.VERSION}"
+
+
+@dataclass
+class _Connections(ConnectionParams):
+    """Connections that are kept between one interval's writes and the next's: TLS begins anew seldom."""
+
+    limits: httpx2.Limits = field(
+        default_factory=lambda: httpx2.Limits(
+            max_connections=None, max_keepalive_connections=AT_ONCE, keepalive_expiry=60.0
+        )
+    )
+
+
+class LeaseLost(Exception):
+    """Another may lead now; nothing may be written any more."""
+
+
+class ClusterError(Exception):
+    """The API server gave no good answer; the text is one sentence."""
+
+
+class Unreachable(ClusterError):
+    """No answer, or one that says that it may be well in a moment."""
+
+
+class Refused(ClusterError):
+    """The API server said no."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Conflict(Refused):
+    """The object is not what the request was made for."""
+
+
+class Cluster:
+    """One API server."""
+
+    def __init__(
+        self,
+        config: SingleConfig,
+        *,
+        may_write: Callable[[], bool] = lambda: True,
+        timeout_seconds: float = 10.0,
+    ) -> None:
+        self.config = config
+        self._may_write = may_write
+        self._client = AsyncClient(config, _Connections(timeout=httpx2.Timeout(timeout_seconds)))
+        self._slots = asyncio.Semaphore(AT_ONCE)
+
+    @classmethod
+    def connect(cls, kubeconfig: Path | None, *, may_write: Callable[[], bool] = lambda: True) -> Self:
+        """Find the cluster: by this kubeconfig, else in the pod or where kubectl looks."""
+        config = KubeConfig.from_file(kubeconfig) if kubeconfig is not None else KubeConfig.from_env()
+        chosen = config.get()
+        if chosen is None:
+            raise ConfigError("no cluster is configured")
+        return cls(chosen, may_write=may_write)
+
+    @property
+    def namespace(self) -> str:
+        """The namespace that the process runs in, or that the kubeconfig names."""
+        return self.config.namespace or "default"
+
+    async def close(self) -> None:
+        """End all connections."""
+        await self._client.aclose()
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+        *,
+        params: Mapping[str, str] | None = None,
+        content_type: str = "application/json",
+        timeout_seconds: float | None = None,
+    ) -> Manifest:
+        """Ask for something and return the answer's JSON."""
+        try:
+            async with self._slots:
+                if method != "GET" and not self._may_write():
+                    raise LeaseLost("the lease ran out before something was written; another may lead now")
+                response = await self._client.request(
+                    method,
+                    path,
+                    params=dict(params or {}),
+                    content=json.dumps(body).encode() if body is not None else None,
+                    headers={"Content-Type": content_type} if body is not None else {},
+                    timeout=httpx2.USE_CLIENT_DEFAULT if timeout_seconds is None else timeout_seconds,
+                )
+        except httpx2.HTTPError as error:
+            raise Unreachable(f"{method} {path}: {str(error) or type(error).__name__}") from error
+        if response.is_error:
+            raise _refusal(response)
+        answer: Manifest = response.json()
+        return answer
+
+    async def apply(self, path: str, body: Mapping[str, Any]) -> Manifest:
+        """Apply our fields on the server's side, taking them over from whoever else has them."""
+        params = {"fieldManager": names.OPERATOR_FIELD_MANAGER, "force": "true"}
+        return await self.request("PATCH", path, body, params=params, content_type=APPLY)
+
+    async def policy(self, namespace: str, name: str) -> Manifest:
+        """The policy as it is now."""
+        return await self.request("GET", f"{POLICIES}/namespaces/{namespace}/{names.PLURAL}/{name}")
+
+    async def policies(self, namespaces: tuple[str, ...]) -> list[Manifest]:
+        """All policies of these namespaces, or of all."""
+        found: list[Manifest] = []
+        for namespace in namespaces or ("",):
+            place = f"/namespaces/{namespace}" if namespace else ""
+            params = {"limit": "200"}
+            while True:
+                page = await self.request("GET", f"{POLICIES}{place}/{names.PLURAL}", params=params)
+                kinds = {"apiVersion": names.API_VERSION, "kind": names.KIND}
+                found += [kinds | item for item in page.get("items") or ()]
+                if not (page.get("metadata") or {}).get("continue"):
+                    break
+                params["continue"] = page["metadata"]["continue"]
+        return found
+
+    async def apply_status(self, manifest: Mapping[str, Any], status: Mapping[str, Any]) -> Manifest:
+        """Write the operator's fields of a status onto exactly this version; Conflict if there is a newer
+        one.
+        """
+        metadata = manifest["metadata"]
+        namespace, name = metadata["namespace"], metadata["name"]
+        body = {
+            "apiVersion": names.API_VERSION,
+            "kind": names.KIND,
+            "metadata": {
+                "name": name,
+                "namespace": namespace,
+                "uid": metadata["uid"],
+                "resourceVersion": metadata["resourceVersion"],
+            },
+            "status": status,
+        }
+        return await self.apply(f"{POLICIES}/namespaces/{namespace}/{names.PLURAL}/{name}/status", body)
+
+    async def secret(self, namespace: str, name: str) -> dict[str, str]:
+        """The data of a Secret, still in base64."""
+        answer = await self.request("GET", f"/api/v1/namespaces/{namespace}/secrets/{name}")
+        return dict(answer.get("data") or {})
+
+    async def create_event(self, namespace: str, event: Mapping[str, Any]) -> None:
+        """Tell people of something."""
+        await self.request("POST", f"/api/v1/namespaces/{namespace}/events", event)
+
+
+def _refusal(response: httpx2.Response) -> ClusterError:
+    try:
+        message = str(response.json()["message"])
+    except (ValueError, KeyError, TypeError):
+        message = f"status {response.status_code}"
+    sentence = f"{response.request.method} {response.request.url.path}: {message}"
+    if response.status_code == 409:
+        return Conflict(409, sentence)
+    if response.status_code == 429 or response.status_code >= 500:
+        return Unreachable(sentence)
+    return Refused(response.status_code, sentence)
