@@ -1,0 +1,101 @@
+"""Pools that need rewrites or a key of their own: a second pass through this Envoy, by a listener on a unix
+socket.
+
+Filters in front of the choice would act on whichever pool a retry reaches, and those of a cluster are not
+run under a chain. So such a pool's only endpoint, as the chain sees it, is that socket, with the pool's name
+as its host name, by which the virtual host is found here: it strips what must not leave, sets path, model
+and key, and sends the request on.
+
+The key is read from its mounted file per request: it is in no file, table or dump of ours, and a rotated key
+acts at once. The client's own Authorization never passes.
+"""
+
+import json
+
+from meritorder_api.table import RoutingTable, TablePool
+from meritorder_router.render import json_lua
+from meritorder_router.render.clusters import real_cluster, uses_egress
+from meritorder_router.render.lua import quote
+from meritorder_router.render.place import TYPE, Json, Place
+
+EGRESS_ROUTES = "egress"
+"""Name of the egress listener's route configuration."""
+EGRESS_FILTER = "meritorder.rewrite"
+BODY_BYTES = 16 * 1024 * 1024
+
+_STRIPPED = [
+    "x-envoy-attempt-count",
+    "x-envoy-internal",
+    "x-envoy-expected-rq-timeout-ms",
+    "x-forwarded-proto",
+]
+
+_KEY = """\
+  local file = io.open({path}, "r")
+  local key = file and file:read("*l")
+  if file then file:close() end
+  if not key or key == "" then
+    h:respond({[":status"] = "503"}, "the pool's API key is not mounted")
+    return
+  end
+  h:headers():replace("authorization", "Bearer " .. key)
+"""
+
+_MODEL = """\
+  local body = h:body()
+  if body ~= nil then
+    local text = body:getBytes(0, body:length())
+    local from = find_value(text, "model")
+    if from ~= nil and text:sub(from, from) == '"' then
+      local to = string_end(text, from)
+      if to ~= nil then
+        local length = body:setBytes(text:sub(1, from - 1) .. {model} .. text:sub(to + 1))
+        h:headers():replace("content-length", tostring(length))
+      end
+    end
+  end
+"""
+
+
+def rewrite_script(place: Place, pool: TablePool) -> str | None:
+    """What is changed in a request to this pool, if anything beside its path."""
+    script = ""
+    body = ""
+    if pool.model is not None:
+        script += json_lua.FIND
+        body += _MODEL.replace("{model}", quote(json.dumps(pool.model)))
+    if pool.api_key_file is not None:
+        path = str(place.keys / pool.api_key_file) if place.keys is not None else ""
+        body = _KEY.replace("{path}", quote(path)) + body
+    return f"{script}function envoy_on_request(h)\n{body}end\n" if body else None
+
+
+def _host(place: Place, pool: TablePool) -> Json:
+    action: Json = {"cluster": real_cluster(pool.name), "timeout": "0s", "auto_host_rewrite": True}
+    if pool.path_prefix is not None:
+        action["prefix_rewrite"] = pool.path_prefix.rstrip("/") + "/"
+    route: Json = {"match": {"prefix": "/"}, "route": action, "request_body_buffer_limit": BODY_BYTES}
+    script = rewrite_script(place, pool)
+    if script is not None:
+        route["typed_per_filter_config"] = {
+            EGRESS_FILTER: {
+                "@type": TYPE + "extensions.filters.http.lua.v3.LuaPerRoute",
+                "source_code": {"inline_string": script},
+            }
+        }
+    return {
+        "name": pool.name,
+        "domains": [pool.name],
+        "routes": [route],
+        "request_headers_to_remove": _STRIPPED,
+    }
+
+
+def egress_routes(place: Place, table: RoutingTable | None) -> Json:
+    """A virtual host per pool that needs rewrites."""
+    pools = sorted(table.pools, key=lambda pool: pool.name) if table is not None else []
+    return {
+        "@type": TYPE + "config.route.v3.RouteConfiguration",
+        "name": EGRESS_ROUTES,
+        "virtual_hosts": [_host(place, pool) for pool in pools if uses_egress(pool)],
+    }

@@ -1,0 +1,206 @@
+"""The Lua that Envoy runs per request: which chain of pools takes it, in merit order and under the limits.
+
+Every string of a table comes in through `quote`, the only way into a script. The script is a few comparisons
+over what Envoy counts itself: requests in flight per pool cluster, over all of its workers.
+
+A request without room anywhere goes to the last pool, or is shed: the script then names a cluster that does
+not exist, which Envoy answers at once, and the listener turns that answer into a 429 (`render.replies`).
+"""
+
+from collections.abc import Iterable, Sequence, Set
+from dataclasses import dataclass
+
+from meritorder_api import names
+from meritorder_api.policy import SteeringHeader
+from meritorder_api.table import Fill, RoutingTable
+
+SHED = "shed"
+"""Name of the cluster that does not exist."""
+
+
+def quote(text: str) -> str:
+    """A Lua string literal of exactly these characters (as UTF-8), whatever they are."""
+    out = []
+    for byte in text.encode("utf-8", "surrogatepass"):
+        char = chr(byte)
+        out.append(char if char.isascii() and (char.isalnum() or char in " -_./:") else f"\\{byte:03d}")
+    return '"' + "".join(out) + '"'
+
+
+def pool_cluster(pool: str) -> str:
+    return f"pool/{pool}"
+
+
+def chain_cluster(first: str, second: str) -> str:
+    return f"chain/{first}/{second}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """What the script knows of a pool, in merit order."""
+
+    name: str
+    limit: int | None
+    weight: int
+
+
+def _list(items: Iterable[str]) -> str:
+    return "{" + ", ".join(items) + "}"
+
+
+def _limit(pool: _Choice) -> str:
+    return "HUGE" if pool.limit is None else str(pool.limit)
+
+
+def _spare(pools: Sequence[_Choice], index: int) -> int:
+    """Where a failed try goes when no other pool has room: to the last in use; from that, to the first."""
+    others = [i for i, pool in enumerate(pools) if i != index and pool.limit != 0]
+    if not others:
+        return index
+    return others[0] if index > others[-1] else others[-1]
+
+
+_ROOM = """\
+local function room(h, i)
+  local limit = LIMIT[i]
+  if limit == HUGE then return true end
+  if limit == 0 then return false end
+  local c = h:getCluster(POOL[i])
+  return c ~= nil and c:numRequests() + c:numPendingRequests() < limit
+end
+"""
+
+_FILL = """\
+  local first
+  for i = 1, N do
+    if {usable}room(h, i) then
+      if first then return CHAIN[first][i] end
+      first = i
+    end
+  end
+  if first then return CHAIN[first][SPARE[first]] end
+  return FULL
+"""
+
+_SPLIT = """\
+  local first
+  local at = math.random() * TOTAL
+  for i = 1, N do
+    at = at - WEIGHT[i]
+    if at < 0 then
+      if {usable}room(h, i) then first = i end
+      break
+    end
+  end
+  for i = 1, N do
+    if i ~= first and {usable}room(h, i) then
+      if first then return CHAIN[first][i] end
+      first = i
+    end
+  end
+  if first then return CHAIN[first][SPARE[first]] end
+  return FULL
+"""
+
+_SEED = """\
+math.randomseed(os.time() + (tonumber(tostring({}):match("0x(%x+)") or "0", 16) or 0) % 1000000)
+"""
+
+_PIN = """\
+  local pin = headers:get(HEADER_POOL)
+  if pin ~= nil and INDEX[pin] ~= nil then return CHAIN[INDEX[pin]][INDEX[pin]] end
+"""
+
+_EXCLUDE = """\
+  local out
+  local list = headers:get(HEADER_EXCLUDE)
+  if list ~= nil then
+    out = {}
+    for name in string.gmatch(list, "[^, ]+") do
+      if INDEX[name] ~= nil then out[INDEX[name]] = true end
+    end
+  end
+"""
+
+_PRIORITY = """\
+  local priority = headers:get(HEADER_PRIORITY)
+  if priority == "low" and N > 1 then
+    if {usable}room(h, CHEAPEST) then return CHAIN[CHEAPEST][SPARE[CHEAPEST]] end
+    return SHED
+  end
+  if priority == "high" then
+    for i = 1, N do
+      if {usable}LIMIT[i] ~= 0 and (LIMIT[i] == HUGE or ahead(h, i)) then return CHAIN[i][SPARE[i]] end
+    end
+  end
+"""
+
+_AHEAD = """\
+local function ahead(h, i)
+  local c = h:getCluster(POOL[i])
+  return c ~= nil and c:numRequests() + c:numPendingRequests() < 0.75 * LIMIT[i]
+end
+"""
+
+
+def choice_script(table: RoutingTable, dead: Set[str] = frozenset()) -> str:
+    """The cluster specifier's source for a table; `dead` pools have no healthy endpoint and are passed
+    over."""
+    pools = [_Choice(p.name, p.limit, p.weight_percent or 0) for p in table.pools]
+    alive = [p.name for p in pools if p.name not in dead]
+    if alive:
+        pools = [p if p.name in alive else _Choice(p.name, 0, 0) for p in pools]
+    total = sum(pool.weight for pool in pools)
+    split = table.fill is Fill.SPLIT and total > 0
+    steering = set(table.requests.headers)
+    excluding = SteeringHeader.EXCLUDE in steering
+    usable = "not (out and out[i]) and " if excluding else ""
+    cheapest = next((i for i, pool in enumerate(pools) if pool.limit != 0), len(pools) - 1)
+    # What nobody has room for goes to the last pool, or to the last one that is alive.
+    last = max((i for i, pool in enumerate(pools) if pool.limit != 0), default=len(pools) - 1)
+    full = SHED if table.shed else chain_cluster(pools[last].name, pools[_spare(pools, last)].name)
+
+    lines = [
+        "local HUGE = math.huge",
+        f"local N = {len(pools)}",
+        f"local POOL = {_list(quote(pool_cluster(p.name)) for p in pools)}",
+        f"local LIMIT = {_list(_limit(p) for p in pools)}",
+        "local CHAIN = " + _list(_list(quote(chain_cluster(a.name, b.name)) for b in pools) for a in pools),
+        f"local SPARE = {_list(str(_spare(pools, i) + 1) for i in range(len(pools)))}",
+        f"local FULL = {quote(full)}",
+    ]
+    if split:
+        lines += [f"local WEIGHT = {_list(str(p.weight) for p in pools)}", f"local TOTAL = {total}"]
+    if steering & {SteeringHeader.POOL, SteeringHeader.EXCLUDE}:
+        index = _list(f"[{quote(p.name)}] = {i + 1}" for i, p in enumerate(pools))
+        lines += [f"local INDEX = {index}"]
+    if SteeringHeader.POOL in steering:
+        lines += [f"local HEADER_POOL = {quote(names.HEADER_POOL)}"]
+    if excluding:
+        lines += [f"local HEADER_EXCLUDE = {quote(names.HEADER_EXCLUDE)}"]
+    if SteeringHeader.PRIORITY in steering:
+        lines += [
+            f"local HEADER_PRIORITY = {quote(names.HEADER_PRIORITY)}",
+            f"local CHEAPEST = {cheapest + 1}",
+            f"local SHED = {quote(SHED)}",
+        ]
+    script = "\n".join(lines) + "\n"
+    if split:
+        script += _SEED
+    script += _ROOM
+    if SteeringHeader.PRIORITY in steering:
+        script += _AHEAD
+    script += "function envoy_on_route(h)\n"
+    if steering & {SteeringHeader.POOL, SteeringHeader.EXCLUDE, SteeringHeader.PRIORITY}:
+        script += "  local headers = h:headers()\n"
+    if excluding:
+        script += _EXCLUDE
+    if SteeringHeader.POOL in steering:
+        script += _PIN
+    if SteeringHeader.PRIORITY in steering:
+        low = "not (out and out[CHEAPEST]) and " if excluding else ""
+        script += _PRIORITY.replace("{usable}room(h, CHEAPEST)", low + "room(h, CHEAPEST)").replace(
+            "{usable}", usable
+        )
+    script += (_SPLIT if split else _FILL).replace("{usable}", usable)
+    return script + "end\n"

@@ -1,0 +1,76 @@
+"""Errors of our own, shaped as OpenAI's are, so that its clients raise what they would raise for the real
+thing.
+"""
+
+import json
+
+from meritorder_router.render.place import Json
+
+RETRY_AFTER_SECONDS = 1
+
+
+def error(message: str, kind: str, code: str) -> Json:
+    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+
+
+NO_TABLE = error(
+    "The router has no routing table yet: its policy does not exist, or its server was not reached so far. "
+    "Try again.",
+    "server_error",
+    "no_routing_table",
+)
+NOT_FOUND = error(
+    "This path is not served here: POST on the inference paths and GET /v1/models pass. "
+    "The policy's `requests.paths` can add others.",
+    "invalid_request_error",
+    "not_found",
+)
+SATURATED = error("Every pool is at its limit. Try again shortly.", "rate_limit_error", "pools_saturated")
+
+
+def header(name: str, value: str) -> Json:
+    return {"header": {"key": name, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
+
+
+def direct(status: int, body: Json, *, retry: bool = False) -> Json:
+    """A route's own answer, with its headers."""
+    headers = [header("content-type", "application/json")]
+    if retry:
+        headers.append(header("retry-after", str(RETRY_AFTER_SECONDS)))
+    return {
+        "direct_response": {"status": status, "body": {"inline_string": json.dumps(body)}},
+        "response_headers_to_add": headers,
+    }
+
+
+def local_replies() -> Json:
+    """How the listener words what Envoy answers by itself.
+
+    A cluster that does not exist is how the choice says "shed" (`render.lua`). The other flags are of a
+    request whose tries have all failed.
+    """
+    retry_after = header("retry-after", str(RETRY_AFTER_SECONDS))
+    return {
+        "mappers": [
+            {
+                "filter": {"response_flag_filter": {"flags": ["NC"]}},
+                "status_code": 429,
+                "headers_to_add": [retry_after],
+                "body_format_override": {"json_format": SATURATED, "content_type": "application/json"},
+            },
+            {
+                "filter": {
+                    "response_flag_filter": {
+                        "flags": ["UH", "UF", "UC", "UT", "UR", "LR", "UO", "UPE", "URX"]
+                    }
+                },
+                "headers_to_add": [retry_after],
+                "body_format_override": {
+                    "json_format": error(
+                        "No pool could answer: %LOCAL_REPLY_BODY%", "server_error", "no_pool_answered"
+                    ),
+                    "content_type": "application/json",
+                },
+            },
+        ]
+    }

@@ -1,0 +1,152 @@
+"""Routes: what passes, the choice of the pool, retries, and the filters that a policy switches on."""
+
+from collections.abc import Iterable, Set
+
+from meritorder_api import names
+from meritorder_api.table import RoutingTable
+from meritorder_router.render import replies
+from meritorder_router.render.clusters import CHAIN_LENGTH
+from meritorder_router.render.loggers import ENDPOINT_POOL, PROBE_HEADER
+from meritorder_router.render.lua import chain_cluster, choice_script
+from meritorder_router.render.place import TYPE, Json, typed
+from meritorder_router.render.streams import STREAM_FILTER, stream_script
+
+ROUTES = "routes"
+"""Name of the data listener's route configuration."""
+
+READY_PATH = "/-/ready"
+LISTENING, TABLE = "listening", "table"
+"""Values of the probe header: is the data port served; is there a table."""
+
+BODY_BYTES = 16 * 1024 * 1024
+"""Of a request's body that are kept for another try; a larger one is sent once."""
+RETRY_ON = "connect-failure,refused-stream,reset,retriable-status-codes"
+RETRIED_CODES = [429, 500, 502, 503, 504]
+CHOICE = "choice"
+
+
+def _match(path: str, method: str | None = None, *, below: bool = False) -> Json:
+    match: Json = {"path_separated_prefix" if below else "path": path}
+    if method is not None:
+        match["headers"] = [{"name": ":method", "string_match": {"exact": method}}]
+    return match
+
+
+def _ready(probe: str, status: int) -> Json:
+    return {
+        "name": f"ready-{probe}",
+        "match": {
+            "path": READY_PATH,
+            "headers": [{"name": PROBE_HEADER, "string_match": {"exact": probe}}],
+        },
+        "direct_response": {"status": status},
+    }
+
+
+def _seconds(value: int) -> str:
+    return f"{value}s"
+
+
+def _retries(table: RoutingTable) -> Json:
+    policy: Json = {
+        "retry_on": RETRY_ON,
+        "retriable_status_codes": RETRIED_CODES,
+        "num_retries": CHAIN_LENGTH - 1,
+        "retry_back_off": {"base_interval": "0.005s", "max_interval": "0.05s"},
+    }
+    until_headers = table.timeouts.response_headers_seconds
+    if until_headers:
+        policy["per_try_timeout"] = _seconds(until_headers)
+        if table.timeouts.stream_idle_seconds:
+            # This timer of Envoy's runs before the headers too, where only the other one shall act.
+            policy["per_try_idle_timeout"] = _seconds(max(table.timeouts.stream_idle_seconds, until_headers))
+    return policy
+
+
+def _to_pools(table: RoutingTable) -> Json:
+    return {
+        "cluster_specifier_plugin": CHOICE,
+        "timeout": "0s",
+        # Of the endpoints that have a name; the others get the client's Host.
+        "auto_host_rewrite": True,
+        "retry_policy": _retries(table),
+    }
+
+
+def _inference(table: RoutingTable, path: str) -> Json:
+    route: Json = {
+        "name": "inference",
+        "match": _match(path, "POST"),
+        "request_body_buffer_limit": BODY_BYTES,
+        "route": _to_pools(table),
+    }
+    script = stream_script(table.sla, add_usage=table.requests.add_usage)
+    if script is not None:
+        route["typed_per_filter_config"] = {
+            STREAM_FILTER: {
+                "@type": TYPE + "extensions.filters.http.lua.v3.LuaPerRoute",
+                "source_code": {"inline_string": script},
+            }
+        }
+    return route
+
+
+def _configuration(name: str, routes: Iterable[Json], **more: object) -> Json:
+    return {
+        "@type": TYPE + "config.route.v3.RouteConfiguration",
+        "name": name,
+        "virtual_hosts": [{"name": name, "domains": ["*"], "routes": list(routes), **more}],
+    }
+
+
+def no_table_routes() -> Json:
+    """What is served before there is a table: 503 to everything."""
+    return _configuration(
+        ROUTES,
+        [
+            _ready(LISTENING, 200),
+            _ready(TABLE, 503),
+            {
+                "name": "no-table",
+                "match": {"prefix": "/"},
+                **replies.direct(503, replies.NO_TABLE, retry=True),
+            },
+        ],
+    )
+
+
+def data_routes(table: RoutingTable, dead: Set[str]) -> Json:
+    """The data listener's routes for a table."""
+    paths = sorted({*names.INFERENCE_PATHS, *table.requests.paths})
+    last = table.pools[-1].name
+    configuration = _configuration(
+        ROUTES,
+        [
+            *(_inference(table, path) for path in paths),
+            {
+                "name": "models",
+                "match": _match(names.MODELS_PATH, "GET", below=True),
+                "route": _to_pools(table),
+            },
+            _ready(LISTENING, 200),
+            _ready(TABLE, 200),
+            {"name": "not-found", "match": {"prefix": "/"}, **replies.direct(404, replies.NOT_FOUND)},
+        ],
+        include_request_attempt_count=True,
+        # Token usage is read from plain bodies.
+        request_headers_to_remove=[*names.STEERING_HEADERS, "accept-encoding"],
+    )
+    for route in configuration["virtual_hosts"][0]["routes"]:
+        if "route" in route:
+            route["response_headers_to_add"] = [replies.header(names.HEADER_ANSWERED_BY, ENDPOINT_POOL)]
+    configuration["cluster_specifier_plugins"] = [
+        {
+            "extension": typed(
+                CHOICE,
+                "extensions.router.cluster_specifiers.lua.v3.LuaConfig",
+                source_code={"inline_string": choice_script(table, dead)},
+                default_cluster=chain_cluster(last, last),
+            )
+        }
+    ]
+    return configuration
