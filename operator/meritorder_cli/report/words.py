@@ -1,0 +1,118 @@
+"""How the report and the summary say numbers: durations, money, shares, and the sentences on top."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from meritorder_cli.document import Contender, Document
+
+_KEPT = {
+    "EndToEndLatency": "requests finished within",
+    "TimeToFirstToken": "streams had their first token within",
+    "TimePerOutputToken": "streams took per token at most",
+}
+DASH = "–"  # noqa: RUF001  an en dash, for "not known"
+
+
+def seconds(value: float | None) -> str:
+    """Seconds for people: `1.62 s`, `480 ms`."""
+    if value is None:
+        return DASH
+    return f"{value * 1000:.0f} ms" if value < 1 else f"{value:.2f} s"
+
+
+def milliseconds(value: float | None) -> str:
+    """Milliseconds for people."""
+    return seconds(None if value is None else value / 1000)
+
+
+def percent(value: float | None, digits: int = 0) -> str:
+    """A fraction as a percentage."""
+    return DASH if value is None else f"{value * 100:.{digits}f} %"
+
+
+def dollars(value: float | str | None, digits: int = 2) -> str:
+    """An amount of US dollars; small ones with as many decimals as they need."""
+    if value is None:
+        return DASH
+    amount = float(value)
+    if 0 < abs(amount) < 0.1:
+        digits = max(digits, 4)
+    return f"-${-amount:,.{digits}f}" if amount < 0 else f"${amount:,.{digits}f}"
+
+
+def count(value: float | None) -> str:
+    """A whole number with thousands separated."""
+    return DASH if value is None else f"{value:,.0f}"
+
+
+def limit(value: float | None) -> str:
+    """A limit per replica."""
+    return "unlimited" if value is None else f"{value:g}"
+
+
+def contender(document: Document) -> Contender:
+    """The one contender of a run."""
+    return document.contenders[0]
+
+
+def target_seconds(document: Document) -> float:
+    """The SLA's target."""
+    return float(document.sla["targetMilliseconds"]) / 1000
+
+
+def promise(sla: Mapping[str, Any]) -> str:
+    """An SLA, as JSON has it, in words: `95 % of requests within 2.00 s`."""
+    what = {
+        "EndToEndLatency": "of requests",
+        "TimeToFirstToken": "of first tokens",
+        "TimePerOutputToken": "of token gaps",
+    }
+    return f"{sla['percentile']} % {what[sla['metric']]} within {seconds(sla['targetMilliseconds'] / 1000)}"
+
+
+def kept(document: Document) -> bool | None:
+    """Whether the run as a whole met its SLA; None when there were too few requests to say."""
+    requests = contender(document).requests
+    if requests.total < 20:
+        return None
+    return requests.slow / requests.total <= 1 - float(document.sla["percentile"]) / 100 + 1e-12
+
+
+def token_saving(document: Document) -> float | None:
+    """Share saved on the tokens against all on the fallback pool; None without reference prices."""
+    figures = contender(document)
+    if figures.reference_cost is None or not float(figures.reference_cost_on_fallback or 0):
+        return None
+    return 1 - float(figures.reference_cost) / float(figures.reference_cost_on_fallback or 0)
+
+
+def cheapest_share(document: Document) -> tuple[str, float] | None:
+    """The first pool in merit order, and its share of the requests."""
+    pools = contender(document).pools
+    total = sum(pool.requests for pool in pools)
+    return (pools[0].name, pools[0].requests / total) if total else None
+
+
+def verdict(document: Document) -> str:
+    """The run in two or three sentences."""
+    figures = contender(document)
+    requests = figures.requests
+    if requests.total == 0:
+        return "No request completed after the warm-up, so there is nothing to judge."
+    fast = 1 - requests.slow / requests.total
+    word = {True: "The SLA was met", False: "The SLA was missed", None: "Too few requests to judge the SLA"}[
+        kept(document)
+    ]
+    said = (
+        f"{word}: {percent(fast, 1)} of {count(requests.total)} {_KEPT[document.sla['metric']]} "
+        f"{seconds(target_seconds(document))} ({document.sla['percentile']} % are promised); "
+        f"{count(requests.failed) if requests.failed else 'none'} failed."
+    )
+    share = cheapest_share(document)
+    if share is not None and len(figures.pools) > 1:
+        said += f" {percent(share[1])} went to {share[0]}, the cheapest pool."
+    saving = token_saving(document)
+    if saving is not None:
+        word = "less" if saving >= 0 else "more"
+        said += f" The tokens cost {percent(abs(saving))} {word} than on {document.fallback_pool} alone."
+    return said
