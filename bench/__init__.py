@@ -1,0 +1,1 @@
+"""Benchmarks on real parts: `make bench`, or `make bench ARGS="config-latency"`."""

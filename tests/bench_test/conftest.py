@@ -1,0 +1,8 @@
+"""The benchmarks are a package at the root of the checkout."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[2]))
