@@ -4,6 +4,10 @@ already has.
 New pools first (endpoints, then clusters, and a wait until Envoy has them), then the routes that use them,
 then the removal of clusters that nothing refers to any more. What Envoy rejects is taken back: the files are
 then those of the table before, so that a restart finds the last good thing.
+
+A cluster is removed only once every worker thread of Envoy has it. In Envoy 1.40 a worker that is told of a
+new composite cluster still reads the main thread's object of it: removed before that, it is gone, and Envoy
+dies of a segmentation fault (`docs/design/007-workers-first.md`).
 """
 
 import asyncio
@@ -48,7 +52,7 @@ _VERSION_STATS: Mapping[str, str] = {
 }
 _WATCHED = (
     r"(cluster_manager\.cds|rds\.[a-z]+|^runtime)\.(version_text|update_rejected|update_failure)"
-    r"|warming_clusters|^server\.uptime"
+    r"|warming_clusters|active_clusters|clusters_inflated|^server\.uptime"
 )
 
 
@@ -59,6 +63,15 @@ class Applied:
     table: RoutingTable
     changed: bool = True
     """False where Envoy had all of it already."""
+
+
+def _workers_have_all(seen: Mapping[str, int | str]) -> bool:
+    """Whether every thread has as many clusters as there are.
+
+    Clusters are only added until this is so, and only then removed: equal numbers are equal sets.
+    """
+    there = int(seen.get("cluster_manager.active_clusters", 0))
+    return all(int(count) == there for name, count in seen.items() if name.endswith(".clusters_inflated"))
 
 
 def replace_file(path: Path, content: bytes) -> bool:
@@ -207,10 +220,14 @@ class Applier:
         if reason is None:
             reason = await self._step({EGRESS: files.egress, RTDS: files.rtds, RDS: files.rds})
         if reason is None and first_cds != files.cds:
+            if not await self._reach_workers():
+                log.warning("Envoy's workers are late; what is needed no more goes with a later change")
+                return None
             reason = await self._step({CDS: files.cds})
         if reason is None:
             self._forget_endpoints(files)
             return None
+        await self._reach_workers()
         for name in (RDS, RTDS, EGRESS, CDS, *files.endpoints):
             old = before[name]
             if old is not None:
@@ -245,15 +262,30 @@ class Applier:
                 ):
                     if int(seen.get(stat, 0)) > int(before.get(stat, 0)):
                         return f"Envoy rejected {name}: {await self._why()}"
-            if not late and not (CDS in written and int(seen.get("cluster_manager.warming_clusters", 0))):
+            ready = not int(seen.get("cluster_manager.warming_clusters", 0)) and _workers_have_all(seen)
+            if not late and (ready or CDS not in written):
                 return None
             if loop.time() >= end:
                 if late:
                     return f"Envoy has not taken {', '.join(sorted(late))} within {self._wait_seconds:g} s"
-                log.warning("some clusters are not warm yet; going on")
+                log.warning("some clusters are not ready yet; going on")
                 return None
             await asyncio.sleep(pause)
             pause = min(pause * 2, 0.05)
+
+    async def _reach_workers(self) -> bool:
+        """Wait until all workers have all clusters; False if they do not in time."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self._wait_seconds
+        while True:
+            try:
+                if _workers_have_all(await self.admin.stats(_WATCHED)):
+                    return True
+            except Unreachable:
+                return True  # There are no workers.
+            if loop.time() >= end:
+                return False
+            await asyncio.sleep(0.01)
 
     async def _why(self) -> str:
         """What Envoy's log says about the rejection just seen; it comes there a moment later."""

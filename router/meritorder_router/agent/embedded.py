@@ -172,7 +172,7 @@ class EmbeddedRouter:
             await self._spawn(command)
             if not await self._applier.admin.wait_live(START_SECONDS):
                 raise CannotStart(
-                    f"Envoy did not start within {START_SECONDS:g} s; its log: {self._log_tail()}"
+                    f"Envoy did not start within {START_SECONDS:g} s; its log: {self.log_tail()}"
                 )
             await self._applier.touch()
         except BaseException:
@@ -186,7 +186,8 @@ class EmbeddedRouter:
     def _log_path(self) -> Path:
         return (self._directory or Path()) / NAME
 
-    def _log_tail(self) -> str:
+    def log_tail(self) -> str:
+        """The last lines that Envoy wrote, of this start and of those before it."""
         with contextlib.suppress(FileNotFoundError):
             return " | ".join(self._log_path().read_text(errors="replace").splitlines()[-5:])
         return "(none)"

@@ -58,7 +58,9 @@ def _stats(place: Place, sla: TableSLA | None) -> Json:
             r"(cluster_manager\.cds|http\.(data|egress)\.rds\.[a-z]+|runtime|rtds\.[a-z]+)\."
             r"(version_text|update_rejected|update_failure)"
         ),
+        {"exact": "cluster_manager.active_clusters"},
         {"exact": "cluster_manager.warming_clusters"},
+        _regex(r"thread_local_cluster_manager\..*\.clusters_inflated"),
         {"exact": f"http.{listeners.DATA_STATS}.downstream_rq_active"},
         {"exact": f"http.{listeners.DATA_STATS}.downstream_cx_active"},
         {"exact": "server.live"},

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from meritorder_api.table import RoutingTable, TableEndpoint, TablePool, TableTimeouts, TableTLS
 from meritorder_router.render.loggers import NAMESPACE
-from meritorder_router.render.lua import chain_cluster, pool_cluster
+from meritorder_router.render.lua import chain_cluster, pool_cluster, third_try
 from meritorder_router.render.place import TYPE, Json, Place, watched
 
 MANY = 1_000_000
@@ -268,11 +268,12 @@ def _front(place: Place, pool: TablePool) -> Json:
 
 
 def _chain(first: str, second: str, last: str) -> Json:
-    """Tries go to these pools in turn. All chains are of one length: a try too many would replace the real
-    answer.
+    """Tries go to two pools in turn and then to the last. All chains are of one length: a try too many would
+    replace the real answer.
     """
+    tries = (first, second, third_try(first, second, last))
     return {
-        "name": chain_cluster(first, second),
+        "name": chain_cluster(first, second, last),
         "connect_timeout": "1s",
         "lb_policy": "CLUSTER_PROVIDED",
         **_breakers(),
@@ -280,7 +281,7 @@ def _chain(first: str, second: str, last: str) -> Json:
             "name": "envoy.clusters.composite",
             "typed_config": {
                 "@type": TYPE + "extensions.clusters.composite.v3.ClusterConfig",
-                "clusters": [{"name": pool_cluster(pool)} for pool in (first, second, last)],
+                "clusters": [{"name": pool_cluster(pool)} for pool in tries],
             },
         },
     }
@@ -308,7 +309,7 @@ def chain_clusters(pools: Sequence[TablePool]) -> list[Json]:
     ordered = sorted(pool.name for pool in pools)
     for first in ordered:
         for second in ordered:
-            chains.append(_chain(first, second, first if first == second else last))
+            chains.append(_chain(first, second, last))
     return chains
 
 

@@ -31,8 +31,14 @@ def pool_cluster(pool: str) -> str:
     return f"pool/{pool}"
 
 
-def chain_cluster(first: str, second: str) -> str:
-    return f"chain/{first}/{second}"
+def third_try(first: str, second: str, last: str) -> str:
+    """Where a request's third try goes: to the last pool, unless the request is pinned to one."""
+    return first if first == second else last
+
+
+def chain_cluster(first: str, second: str, last: str) -> str:
+    """The name says all that the chain is made of: a chain comes and goes, but never changes under its name."""
+    return f"chain/{first}/{second}/{third_try(first, second, last)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,14 +164,17 @@ def choice_script(table: RoutingTable, dead: Set[str] = frozenset()) -> str:
     cheapest = next((i for i, pool in enumerate(pools) if pool.limit != 0), len(pools) - 1)
     # What nobody has room for goes to the last pool, or to the last one that is alive.
     last = max((i for i, pool in enumerate(pools) if pool.limit != 0), default=len(pools) - 1)
-    full = SHED if table.shed else chain_cluster(pools[last].name, pools[_spare(pools, last)].name)
+    bottom = table.pools[-1].name
+    spare = pools[_spare(pools, last)].name
+    full = SHED if table.shed else chain_cluster(pools[last].name, spare, bottom)
 
     lines = [
         "local HUGE = math.huge",
         f"local N = {len(pools)}",
         f"local POOL = {_list(quote(pool_cluster(p.name)) for p in pools)}",
         f"local LIMIT = {_list(_limit(p) for p in pools)}",
-        "local CHAIN = " + _list(_list(quote(chain_cluster(a.name, b.name)) for b in pools) for a in pools),
+        "local CHAIN = "
+        + _list(_list(quote(chain_cluster(a.name, b.name, bottom)) for b in pools) for a in pools),
         f"local SPARE = {_list(str(_spare(pools, i) + 1) for i in range(len(pools)))}",
         f"local FULL = {quote(full)}",
     ]

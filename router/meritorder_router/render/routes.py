@@ -145,7 +145,7 @@ def data_routes(table: RoutingTable, dead: Set[str]) -> Json:
                 CHOICE,
                 "extensions.router.cluster_specifiers.lua.v3.LuaConfig",
                 source_code={"inline_string": choice_script(table, dead)},
-                default_cluster=chain_cluster(last, last),
+                default_cluster=chain_cluster(last, last, last),
             )
         }
     ]
