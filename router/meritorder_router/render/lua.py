@@ -37,7 +37,7 @@ def third_try(first: str, second: str, last: str) -> str:
 
 
 def chain_cluster(first: str, second: str, last: str) -> str:
-    """The name says all that the chain is made of: a chain comes and goes, but never changes under its name."""
+    """The name says all that the chain is made of: chains come and go, and never change under their name."""
     return f"chain/{first}/{second}/{third_try(first, second, last)}"
 
 
