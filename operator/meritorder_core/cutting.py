@@ -36,6 +36,8 @@ SUDDEN = CUTS[1][0]
 """One interval alone is believed if its excess is larger than this."""
 RESET_KEEP = 0.02
 """What is left of evidence that was contradicted."""
+STALE_KEEP = 0.1
+"""What is left, at the present load and above, of evidence that what is recent contradicts mildly."""
 PROBE_FAILED_WITHIN = 1.5
 PROBE_WAIT_MOST = 30.0
 RETRY_SOON = 2.0
@@ -102,6 +104,11 @@ def over_the_edge(view: View) -> Step | None:
         )
     if edge is not None:
         return cut(view, edge, _cause(view, Reason.SLA_MISSED), view.recent.total, view.recent.slow)
+    if _slow_lately(view):
+        cells = curve.fade(curve.add(memory.curve, view.older), STALE_KEEP, above=view.recent.load)
+        fresher = replace(view, memory=replace(memory, curve=cells, looks=view.recents))
+        back = view.limit / curve.BUCKET
+        return cut(fresher, back, _cause(view, Reason.SLA_MISSED), view.recent.total, view.recent.slow)
     return None
 
 
@@ -165,6 +172,17 @@ def _edge(view: View) -> float | None:
     if severe >= MODERATE:
         return max(target, view.limit / MILD_CUT if severe >= MILD else view.limit * MODERATE)
     return target * FAR_OVER
+
+
+def _slow_lately(view: View) -> bool:
+    """Whether what is recent surely misses the SLA, however well this load was before.
+
+    A bucket of the curve may hold both sides of the edge where requests are all alike: much that was well at
+    its lower end must not hide that its upper end is not.
+    """
+    recent, rules = view.recent, view.rules
+    worth = _independent(recent.total, recent.load)
+    return recent.slow >= 3 and wilson(recent.share * worth, worth).low > rules.allowed
 
 
 def _excess(view: View, seen: Counted) -> float:

@@ -27,13 +27,16 @@ STEP_FIRST = 2.0
 FAR_BELOW = 0.5
 STEP_WINDOWS = 20 / 60
 QUICK_WINDOWS = 12 / 60
-FORESIGHT = 0.9
+FORESIGHT = 0.95
 """Growth aims for this part of the target: latency grows with load by at most its elasticity, as measured."""
 LEAST_ELASTICITY = 0.3
 """Latency as a function of load bends upwards: a slope seen at low load is not trusted to stay so low."""
 ENOUGH_FOR_SLOPE = 30.0
 FORMER_PART = 0.85
 """After a slow-down growth is quick up to this part of the former limit."""
+EDGE = 0.99
+"""A step whose foreseen percentile is past this part of the target is not taken: requests that are all alike
+pass the target all at once, without a slow one before."""
 PROBE_KEEP = 0.1
 PROBE_WAIT = 4.0
 
@@ -124,6 +127,24 @@ def too_soon(view: View) -> Step | None:
         return None
     left = max(STEP_WINDOWS * view.rules.window, least) - elapsed
     return hold(view, Reason.SETTLING, f"next step in at most {left:.0f} s")
+
+
+def at_the_target(view: View) -> Step | None:
+    """Where no request is slow, yet the percentile is all but at the target, the next step would pass it."""
+    pressure = view.new.pressure
+    if pressure is None or view.memory.fresh_slow > 0:
+        return None
+    if view.new.attained is not None and view.now >= view.memory.learn_after + view.rules.window:
+        # A lull is no reason to grow; but what was slow before a cut is none to wait.
+        pressure = max(pressure, view.new.attained)
+    # From 1 to 2 is a step of 100 %, of which nothing is known at so low a load.
+    rise = min(_next_up(view, STEP) / max(view.limit, 1e-6) - 1, 0.1)
+    foreseen = pressure * (1 + _elasticity(view) * rise)
+    if foreseen <= EDGE:
+        return None
+    reached = replace(view.memory, edge_seen=True)
+    detail = f"a step more would be at {foreseen:.0%} of the target"
+    return done(view, reached, Action.HOLD, Reason.AT_CAPACITY, detail=detail)
 
 
 def known_bad(view: View) -> Step | None:

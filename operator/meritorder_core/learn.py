@@ -184,16 +184,23 @@ def _evidence(
         spilled=spilled,
         stalled=sample.stalled,
         pressure=_pressure(sample, counts, target),
+        attained=_attained(sample, target),
         met_load=window.mean_in_flight / ready if met else None,
         met_seconds=window.latency_sum_seconds / window.total if window.total > 0 else 0.0,
     )
 
 
+def _attained(sample: Sample, target: int) -> float | None:
+    """The percentile over the target."""
+    attained = sample.attained_milliseconds
+    return attained / target if attained is not None and attained > 0 else None
+
+
 def _pressure(sample: Sample, counts: Counts, target: int) -> float | None:
     """The percentile over the target, moved on from the window to now by how the mean moved."""
-    if sample.attained_milliseconds is None or sample.attained_milliseconds <= 0:
+    pressure = _attained(sample, target)
+    if pressure is None:
         return None
-    pressure = sample.attained_milliseconds / target
     window = sample.window
     if counts.total > 0 and window.total > 0 and window.latency_sum_seconds > 0:
         mean = counts.latency_sum_seconds / counts.total

@@ -6,6 +6,8 @@ best.
 
 import math
 import random
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -79,6 +81,45 @@ def test_past_its_capacity_the_cheap_pool_carries_what_the_best_fixed_limit_woul
     assert world.carried("cheap", begin, world.now) >= 0.95 * best.carried("cheap", begin, world.now)
     windows = world.slow_windows(10 + 2 * WINDOW, world.now)
     assert sum(share > 0.05 for share in windows) <= 1
+
+
+def alike(rate: Callable[[float], float], *, seed: int, **more: Any) -> Loop:
+    """Requests that are all alike take 600 ms + 10 ms for each in flight on the cheap pool: at 40 all are at
+    the target."""
+    pools = {"cheap": (11.0, 0.2), "middle": (10.0, 0.1), "fast": (9.5, 0.04)}
+    return Loop(
+        policy(targetMilliseconds=1000),
+        {
+            name: PoolSetup(profile=LinearProfile(name=name, tpot=(a, b, 0.0), ttft=(50.0, 0.0, 0.0)))
+            for name, (a, b) in pools.items()
+        },
+        rate=rate,
+        sizes=lambda _: (100, 50),
+        seed=seed,
+        scrape=2.0,
+        interval=2.0,
+        **more,
+    )
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_where_all_requests_pass_the_target_at_once_the_limit_stays_on_this_side(seed: int) -> None:
+    rate = lambda t: 4.0 if t < 90 else 58.0  # noqa: E731
+    world = alike(rate, seed=seed)
+    world.run(90 + 30 * WINDOW)
+    best = alike(rate, seed=seed, fixed={"cheap": 40, "middle": math.inf})
+    best.run(world.now)
+    begin = 90 + 2 * WINDOW
+    assert world.carried("cheap", begin, world.now) >= 0.95 * best.carried("cheap", begin, world.now)
+    assert max(world.slow_windows(begin, world.now)) <= 0.05
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_from_nothing_under_full_load_the_cheap_pool_is_soon_full(seed: int) -> None:
+    world = alike(lambda _: 58.0, seed=seed)
+    world.run(7 * WINDOW)
+    assert world.carried("cheap", 2 * WINDOW, 7 * WINDOW) >= 0.85 * 39.5  # what a limit of 40 carries
+    assert max(world.slow_windows(0, world.now)) <= 0.05
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
