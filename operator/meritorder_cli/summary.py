@@ -12,9 +12,11 @@ from meritorder_cli.report.words import (
     limit,
     percent,
     seconds,
+    shares,
     target_seconds,
     token_saving,
     verdict,
+    whole_percent,
 )
 from meritorder_cli.view import COLOURS
 
@@ -22,7 +24,7 @@ from meritorder_cli.view import COLOURS
 def summarize(document: Document) -> RenderableType:
     """The run in one screen."""
     figures = contender(document)
-    total = sum(pool.requests for pool in figures.pools)
+    parts = shares(document)
     prices = {pool.name: pool for pool in document.pools}
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     table.add_column("pool")
@@ -42,7 +44,7 @@ def summarize(document: Document) -> RenderableType:
         table.add_row(
             Text(pool.name, style=f"bold {COLOURS[index % len(COLOURS)]}"),
             count(pool.requests),
-            percent(pool.requests / total if total else None),
+            whole_percent(parts[pool.name]),
             seconds(pool.attained_seconds),
             f"{limit(pool.final_limit_per_replica)}{enforced}",
             count(None if facts is None else facts.replicas),

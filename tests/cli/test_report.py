@@ -1,15 +1,19 @@
 """The HTML report, built from the JSON of a run and opened in a real browser."""
 
+import io
 import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from cli.browser import Look, look
 from cli.scenario import document
+from meritorder_cli.document import Document
 from meritorder_cli.report import build
+from meritorder_cli.summary import summarize
 
 _ASK = """
 <script>
@@ -69,7 +73,7 @@ def test_draws_every_chart_and_says_what_is_under_the_pointer(page: Path, tmp_pa
     ]
     at, *shares = answer["tips"]["share"].split("\n")
     tick = document().series[int(at.removeprefix("0:")) - 1]
-    assert shares == [f"{pool.name} {(pool.share or 0) * 100:.0f} %" for pool in tick.pools]
+    assert shares == [f"{pool.name} {pool.share_percent} %" for pool in tick.pools]
     assert "limit" in answer["tips"]["flight:a100"]
     assert answer["left"] == 0
 
@@ -99,6 +103,19 @@ def test_carries_the_json_that_it_is_made_of() -> None:
     assert inside is not None
     assert json.loads(inside[1]) == run
     assert 'alert("x")' not in page.replace(inside[0], "")
+
+
+def test_shares_add_up_to_a_hundred() -> None:
+    run = document().to_json()
+    for pool in run["contenders"][0]["pools"]:
+        pool["requests"] = 700
+    page = build(run)
+    assert re.findall(r'data-name="Share">(\d+ %)<', page) == ["34 %", "33 %", "33 %"]
+    assert "34 % went to l40s, the cheapest pool" in page
+    console = Console(file=io.StringIO(), width=120, color_system=None)
+    with console.capture() as capture:
+        console.print(summarize(Document.model_validate(run)))
+    assert re.findall(r"700 +(\d+ %)", capture.get()) == ["34 %", "33 %", "33 %"]
 
 
 def test_says_whether_the_promise_was_kept() -> None:

@@ -180,6 +180,17 @@ def test_says_everything_in_the_words_of_the_api() -> None:
     assert made["cheapestMix"]["replicas"] == {"l40s": 2, "h100": 1}
 
 
+def test_shares_add_up_to_a_hundred() -> None:
+    thirds = tuple(
+        PoolReport(name=name, verdict=Verdict.MEETS, reason="Meets", share=1 / 3)
+        for name in ("l40s", "a100", "h100")
+    )
+    made = compose(a_decision(pools=thirds))
+
+    assert [pool["sharePercent"] for pool in made["pools"]] == [34, 33, 33]
+    assert made["summary"]["cheapest"] == "l40s 34%"
+
+
 def test_a_routing_is_the_plan_again() -> None:
     assert status.plan_of(compose()["routing"]) == a_plan()
     assert status.plan_of(None) is None

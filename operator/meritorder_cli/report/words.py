@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from meritorder_cli.document import Contender, Document
+from meritorder_core.shares import whole_percents
 
 _KEPT = {
     "EndToEndLatency": "requests finished within",
@@ -28,6 +29,11 @@ def milliseconds(value: float | None) -> str:
 def percent(value: float | None, digits: int = 0) -> str:
     """A fraction as a percentage."""
     return DASH if value is None else f"{value * 100:.{digits}f} %"
+
+
+def whole_percent(value: int | None) -> str:
+    """A share that is already in whole percent."""
+    return DASH if value is None else f"{value} %"
 
 
 def dollars(value: float | str | None, digits: int = 2) -> str:
@@ -86,11 +92,18 @@ def token_saving(document: Document) -> float | None:
     return 1 - float(figures.reference_cost) / float(figures.reference_cost_on_fallback or 0)
 
 
-def cheapest_share(document: Document) -> tuple[str, float] | None:
-    """The first pool in merit order, and its share of the requests."""
+def shares(document: Document) -> dict[str, int | None]:
+    """Each pool's share of the requests in whole percent, in merit order; None where there was no request."""
     pools = contender(document).pools
     total = sum(pool.requests for pool in pools)
-    return (pools[0].name, pools[0].requests / total) if total else None
+    percents = whole_percents([pool.requests / total if total else None for pool in pools])
+    return {pool.name: part for pool, part in zip(pools, percents, strict=True)}
+
+
+def cheapest_share(document: Document) -> tuple[str, int] | None:
+    """The first pool in merit order, and its share of the requests in whole percent."""
+    name, part = next(iter(shares(document).items()))
+    return None if part is None else (name, part)
 
 
 def verdict(document: Document) -> str:
@@ -110,7 +123,7 @@ def verdict(document: Document) -> str:
     )
     share = cheapest_share(document)
     if share is not None and len(figures.pools) > 1:
-        said += f" {percent(share[1])} went to {share[0]}, the cheapest pool."
+        said += f" {whole_percent(share[1])} went to {share[0]}, the cheapest pool."
     saving = token_saving(document)
     if saving is not None:
         word = "less" if saving >= 0 else "more"
