@@ -120,9 +120,20 @@ def test_shares_add_up_to_a_hundred() -> None:
 
 def test_says_whether_the_promise_was_kept() -> None:
     run = document().to_json()
-    assert "The SLA was met: 97.2 % of 2,210 requests" in build(run)
+    judged = "97.2 % of 2,210 requests finished within 2.00 s (95 % are promised)"
+    page = build(run)
+    assert f"The SLA was met over the whole run, but only in 7 of 8 windows of 10 s: {judged}" in page
+    assert "p95, target 2.00 s; met in 7 of 8 windows of 10 s" in page
+    run["contenders"][0]["windows"]["met"] = 8
+    assert f"The SLA was met in 8 of 8 windows of 10 s: {judged}" in build(run)
+    run["contenders"][0]["windows"] = {"total": 0, "met": 0}
+    assert f"met over the whole run, with too few requests to judge a window: {judged}" in build(run)
+    run["contenders"][0]["windows"] = {"total": 8, "met": 3}
     run["contenders"][0]["requests"]["slow"] = 200
-    assert "The SLA was missed: 91.0 % of 2,210 requests" in build(run)
+    said = (
+        "The SLA was missed over the whole run, and met in 3 of 8 windows of 10 s: 91.0 % of 2,210 requests"
+    )
+    assert said in build(run)
     run["contenders"][0]["requests"] = {"total": 7, "slow": 0, "failed": 0}
     assert "Too few requests to judge the SLA" in build(run)
 

@@ -65,8 +65,8 @@ def _cards(document: Document) -> str:
         (
             words.seconds(figures.attained_seconds),
             f"p{document.sla['percentile']}, target {words.seconds(words.target_seconds(document))}; "
-            f"met in {windows.met} of {windows.total} windows",
-            {True: "good", False: "bad", None: ""}[met],
+            f"met in {words.in_windows(document)}",
+            "bad" if met is False else "good" if met and windows.met == windows.total else "",
         ),
         (
             words.count(requests.total),

@@ -106,6 +106,28 @@ def cheapest_share(document: Document) -> tuple[str, int] | None:
     return None if part is None else (name, part)
 
 
+def in_windows(document: Document) -> str:
+    """In how many of the windows the SLA was met, in words: `12 of 14 windows of 6 s`."""
+    windows = contender(document).windows
+    return f"{windows.met} of {windows.total} windows of {document.sla['windowSeconds']} s"
+
+
+def _outcome(document: Document) -> str:
+    """Whether the SLA was met: over the run and window by window, for a run that met it may hold windows that
+    did not."""
+    as_a_whole, windows = kept(document), contender(document).windows
+    if as_a_whole is None:
+        return "Too few requests to judge the SLA"
+    if windows.total == 0:
+        word = "met" if as_a_whole else "missed"
+        return f"The SLA was {word} over the whole run, with too few requests to judge a window"
+    if windows.met == windows.total and as_a_whole:
+        return f"The SLA was met in {in_windows(document)}"
+    if as_a_whole:
+        return f"The SLA was met over the whole run, but only in {in_windows(document)}"
+    return f"The SLA was missed over the whole run, and met in {in_windows(document)}"
+
+
 def verdict(document: Document) -> str:
     """The run in two or three sentences."""
     figures = contender(document)
@@ -113,12 +135,10 @@ def verdict(document: Document) -> str:
     if requests.total == 0:
         return "No request completed after the warm-up, so there is nothing to judge."
     fast = 1 - requests.slow / requests.total
-    word = {True: "The SLA was met", False: "The SLA was missed", None: "Too few requests to judge the SLA"}[
-        kept(document)
-    ]
     said = (
-        f"{word}: {percent(fast, 1)} of {count(requests.total)} {_KEPT[document.sla['metric']]} "
-        f"{seconds(target_seconds(document))} ({document.sla['percentile']} % are promised); "
+        f"{_outcome(document)}: {percent(fast, 1)} of {count(requests.total)} "
+        f"{_KEPT[document.sla['metric']]} {seconds(target_seconds(document))} "
+        f"({document.sla['percentile']} % are promised); "
         f"{count(requests.failed) if requests.failed else 'none'} failed."
     )
     share = cheapest_share(document)
