@@ -289,6 +289,35 @@ def test_a_transition_is_dated_only_when_the_status_flips() -> None:
             "RefusedByAgent",
             "agent a refused its table: bad pool; 1 more refused",
         ),
+        (
+            programmed(
+                refused=[
+                    {"agent": "a", "reason": "CANotMounted: pool `l40s`: its CA is not mounted"},
+                    {"agent": "b", "reason": "KeyNotMounted: pool `h100`: its API key is not mounted"},
+                    {"agent": "c", "reason": "KeyNotMounted: pool `h100`: its API key is not mounted"},
+                ]
+            ),
+            "False",
+            "KeyNotMounted",
+            "agent b: pool `h100`: its API key is not mounted; 1 more said so",
+        ),
+        (
+            programmed(refused=[{"agent": "a", "reason": "CANotMounted: pool `l40s`: its CA is not there"}]),
+            "False",
+            "CANotMounted",
+            "agent a: pool `l40s`: its CA is not there",
+        ),
+        (
+            programmed(
+                refused=[
+                    {"agent": "a", "reason": "KeyNotMounted: pool `h100`: its API key is not mounted"},
+                    {"agent": "b", "reason": "bad pool"},
+                ]
+            ),
+            "False",
+            "RefusedByAgent",
+            "agent b refused its table: bad pool",
+        ),
         (programmed(problems=["pool `l40s`: no Service `x`"]), "False", "BackendNotFound", "no Service"),
         (programmed(problems=["key `k` is not mounted"]), "False", "KeyNotMounted", "not mounted"),
     ],
