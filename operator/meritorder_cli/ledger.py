@@ -28,6 +28,7 @@ from meritorder_cli.document import (
 from meritorder_cli.measure import HISTOGRAMS, Ring
 from meritorder_cli.readings import Reading
 from meritorder_core.outcome import Decision, PoolReport, SavingsReport
+from meritorder_core.shares import whole_percents
 from meritorder_operator.prometheus.histogram import percentile
 
 MOST_TICKS = 2400
@@ -246,8 +247,9 @@ class Ledger:
         total = sum(answered.values())
         reports = self._reports()
         plan = {} if self._decision is None else {pool.name: pool for pool in self._decision.plan.pools}
+        shares = [answered[name] / total if total else None for name in names]
         pools = []
-        for name in names:
+        for name, share, percent in zip(names, shares, whole_percents(shares), strict=True):
             report = reports.get(name)
             planned = plan.get(name)
             count = ready.get(name)
@@ -262,7 +264,8 @@ class Ledger:
                     name=name,
                     state=report.verdict.value if report is not None else "Unknown",
                     requests_per_second=round(rate, 2),
-                    share=round(answered[name] / total, 4) if total else None,
+                    share=_rounded(share, 4),
+                    share_percent=percent,
                     attained_milliseconds=_rounded(ring.attained(name), 0),
                     slow_share=_rounded(report.slow_share if report is not None else None, 4),
                     in_flight=reading.in_flight.get(name, 0.0),

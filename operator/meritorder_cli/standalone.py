@@ -5,11 +5,9 @@ ends (its time is up, Ctrl-C, an error), children are gone when it returns.
 """
 
 import asyncio
-import errno
 import json
 import logging
 import signal
-import socket
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -36,7 +34,7 @@ from meritorder_cli.screen import Screen
 from meritorder_cli.session import STEP_SECONDS, Session
 from meritorder_cli.summary import summarize
 from meritorder_router.agent.embedded import CannotStart, EmbeddedRouter
-from meritorder_router.agent.envoy import NoEnvoy
+from meritorder_router.agent.envoy import NoEnvoy, Taken, refuse_taken
 from meritorder_router.render.place import Address
 from meritorder_sim.pools_file import PoolsFile, PoolsFileError, load_pools_file
 
@@ -135,7 +133,10 @@ async def _started(task: Task, stop: asyncio.Event) -> AsyncIterator[Running]:
         put_behind(policy.spec, places, source="--backend")  # refused before anything is started
     if task.prometheus_url is not None:
         check_url(task.prometheus_url)
-    _is_free(address)
+    try:
+        refuse_taken(address)
+    except Taken as error:
+        raise Complaint(f"{error} with --listen") from error
     async with AsyncExitStack() as stack:
         child: PoolChild | None = None
         if file is not None and simulated and task.pools_path is not None:
@@ -200,24 +201,6 @@ def _listen_address(text: str) -> Address:
         return Address.parse(text)
     except ValueError as error:
         raise WrongUse(f"`--listen`: {error}") from error
-
-
-def _is_free(address: Address) -> None:
-    """Complain about a port that is taken before anything is started."""
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((address.host, address.port))
-        except OSError as error:
-            why = (
-                "another process listens there"
-                if error.errno == errno.EADDRINUSE
-                else str(error.strerror).lower()
-            )
-            raise Complaint(
-                f"cannot listen on {address}: {why}; choose another address with --listen"
-            ) from error
 
 
 def _pools_file(path: Path | None) -> PoolsFile | None:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from meritorder_api.reasons import Action, Reason
 from meritorder_core import curve
 from meritorder_core.evidence import Counted, Rules, counted
+from meritorder_core.sentences import seconds_left
 from meritorder_core.stats import Z_CONTRADICTION, wilson
 from meritorder_core.view import ENOUGH_CLEAN, Step, View, changed, done, down, hold
 
@@ -52,7 +53,9 @@ def drained(view: View) -> Step | None:
     if memory.limit > 0:
         return None
     if view.now < memory.retry_at:
-        return hold(view, Reason.MISSES_AT_MINIMUM, f"tried again in {memory.retry_at - view.now:.0f} s")
+        return hold(
+            view, Reason.MISSES_AT_MINIMUM, f"tried again in {seconds_left(memory.retry_at - view.now)}"
+        )
     tried = changed(view, view.rules.minimum, fresh_from=view.now)
     return replace(
         done(view, tried, Action.RETRY, Reason.RETRY_DUE), waited=round(view.now - memory.changed_at)
@@ -72,7 +75,7 @@ def settling(view: View) -> Step | None:
     """After a cut, what was admitted before it must flush out first."""
     if view.now >= view.memory.learn_after:
         return None
-    return hold(view, Reason.SETTLING, f"for {view.memory.learn_after - view.now:.0f} s more")
+    return hold(view, Reason.SETTLING, f"for {seconds_left(view.memory.learn_after - view.now)} more")
 
 
 def misses_at_minimum(view: View) -> Step | None:
@@ -238,7 +241,7 @@ def drain(view: View, reason: Reason, total: float, slow: float) -> Step:
         former=max(memory.former, memory.limit),
         edge_seen=True,
     )
-    again = f"{wait * view.rules.window:.0f} s"
+    again = seconds_left(wait * view.rules.window)
     return done(view, emptied, Action.DRAIN, reason, total=total, slow=slow, detail=again)
 
 

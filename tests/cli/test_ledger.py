@@ -73,6 +73,7 @@ def test_a_tick_has_rates_shares_and_limits() -> None:
     tick = a_run(30).ticks[-1]
     cheap, dear = tick.pools
     assert (cheap.name, cheap.requests_per_second, cheap.share) == ("cheap", 10.0, 0.8333)
+    assert [pool.share_percent for pool in tick.pools] == [83, 17]
     assert cheap.limit == 2
     assert cheap.cost_per_hour == pytest.approx(3.72)
     assert dear.limit is None
