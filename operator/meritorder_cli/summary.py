@@ -15,6 +15,7 @@ from meritorder_cli.report.words import (
     target_seconds,
     token_saving,
     verdict,
+    windows,
 )
 from meritorder_cli.view import COLOURS
 
@@ -52,7 +53,7 @@ def summarize(document: Document) -> RenderableType:
     rows = Table.grid(padding=(0, 2, 0, 0))
     rows.add_column(style="dim")
     rows.add_column()
-    requests, windows = figures.requests, figures.windows
+    requests = figures.requests
     rows.add_row(
         "requests",
         f"{count(requests.total)}, {count(requests.slow)} slow, {count(requests.failed)} failed; "
@@ -61,7 +62,7 @@ def summarize(document: Document) -> RenderableType:
     rows.add_row(
         f"p{document.sla['percentile']}",
         f"{seconds(figures.attained_seconds)}; target {seconds(target_seconds(document))}, "
-        f"met in {windows.met} of {windows.total} windows of {document.sla['windowSeconds']} s",
+        f"{windows(document)}",
     )
     saving = token_saving(document)
     if saving is not None:

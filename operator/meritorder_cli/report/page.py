@@ -59,13 +59,13 @@ def _header(document: Document) -> str:
 
 def _cards(document: Document) -> str:
     figures = words.contender(document)
-    requests, windows = figures.requests, figures.windows
+    requests = figures.requests
     met = words.kept(document)
     cards = [
         (
             words.seconds(figures.attained_seconds),
             f"p{document.sla['percentile']}, target {words.seconds(words.target_seconds(document))}; "
-            f"met in {windows.met} of {windows.total} windows",
+            f"{words.windows(document)}",
             {True: "good", False: "bad", None: ""}[met],
         ),
         (

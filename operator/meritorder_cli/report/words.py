@@ -86,6 +86,15 @@ def token_saving(document: Document) -> float | None:
     return 1 - float(figures.reference_cost) / float(figures.reference_cost_on_fallback or 0)
 
 
+def windows(document: Document) -> str:
+    """In how many windows the SLA was met; a short run has none to judge."""
+    figures = contender(document).windows
+    length = f"of {document.sla['windowSeconds']} s"
+    if figures.total == 0:
+        return f"no whole window {length} with enough requests to judge"
+    return f"met in {figures.met} of {figures.total} windows {length}"
+
+
 def cheapest_share(document: Document) -> tuple[str, float] | None:
     """The first pool in merit order, and its share of the requests."""
     pools = contender(document).pools
