@@ -160,6 +160,11 @@ async def _started(task: Task, stop: asyncio.Event) -> AsyncIterator[Running]:
         for name, message in ignored(served) if refine is None else []:
             session.ledger.happened(session.started_at, message, name)
         await session.decide()
+        # Only now does Envoy listen: its first request finds a routing.
+        try:
+            await router.start()
+        except CannotStart as error:
+            raise Complaint(str(error)) from error
         for name in silent:
             session.ledger.happened(session.started_at, f"{name}: nothing answers there yet", name)
         if child is not None and file is not None:
@@ -171,10 +176,11 @@ async def _started(task: Task, stop: asyncio.Event) -> AsyncIterator[Running]:
 
 @asynccontextmanager
 async def _router(address: Address, policy: InferencePolicy) -> AsyncIterator[EmbeddedRouter]:
+    """An Envoy that is ready to be started, and is ended."""
     sla = TableSLA(metric=policy.spec.sla.metric, target_milliseconds=policy.spec.sla.target_milliseconds)
     router = EmbeddedRouter(listen=address, policy=policy.metadata.name, sla=sla)
     try:
-        await router.start()
+        router.prepare()
     except (CannotStart, NoEnvoy) as error:
         raise Complaint(str(error)) from error
     try:

@@ -9,7 +9,6 @@ from meritorder_cli.report.words import (
     contender,
     count,
     dollars,
-    in_windows,
     limit,
     percent,
     seconds,
@@ -18,6 +17,7 @@ from meritorder_cli.report.words import (
     token_saving,
     verdict,
     whole_percent,
+    windows,
 )
 from meritorder_cli.view import COLOURS
 
@@ -64,7 +64,7 @@ def summarize(document: Document) -> RenderableType:
     rows.add_row(
         f"p{document.sla['percentile']}",
         f"{seconds(figures.attained_seconds)}; target {seconds(target_seconds(document))}, "
-        f"met in {in_windows(document)}",
+        f"{windows(document)}",
     )
     saving = token_saving(document)
     if saving is not None:

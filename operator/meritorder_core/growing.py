@@ -157,7 +157,7 @@ def at_the_target(view: View) -> Step | None:
     if foreseen <= EDGE:
         return None
     reached = replace(view.memory, edge_seen=True)
-    detail = f"a step more would be at {foreseen:.0%} of the target"
+    detail = f"a step more would be at {percent(foreseen, digits=0)} of the target"
     return done(view, reached, Action.HOLD, Reason.AT_CAPACITY, detail=detail)
 
 

@@ -87,7 +87,8 @@ def _evidence(step: Step, sla: SLA, attained: float | None) -> str:
     ):
         return f"{why}p{sla.percentile} {latency(attained)} > {target} {over}"
     share = step.slow / step.total if step.total > 0 else 0.0
-    verb = "failed or slower" if step.reason is Reason.ERRORS else "slower"
+    # A failed request counts as slow. At the minimum it is not load that makes a pool miss: often errors do.
+    verb = "failed or slower" if step.reason is Reason.ERRORS or step.action is Action.DRAIN else "slower"
     return f"{why}{percent(share)} {verb} than {target} {over}"
 
 

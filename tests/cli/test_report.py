@@ -11,8 +11,8 @@ from rich.console import Console
 
 from cli.browser import Look, look
 from cli.scenario import document
-from meritorder_cli.document import Document
-from meritorder_cli.report import build
+from meritorder_cli.document import Document, Windows
+from meritorder_cli.report import build, words
 from meritorder_cli.summary import summarize
 
 _ASK = """
@@ -136,6 +136,14 @@ def test_says_whether_the_promise_was_kept() -> None:
     assert said in build(run)
     run["contenders"][0]["requests"] = {"total": 7, "slow": 0, "failed": 0}
     assert "Too few requests to judge the SLA" in build(run)
+
+
+def test_says_in_how_many_windows_it_was_kept() -> None:
+    run = document()
+    assert words.windows(run) == "met in 7 of 8 windows of 10 s"
+    none = run.contenders[0].model_copy(update={"windows": Windows(total=0, met=0)})
+    short = run.model_copy(update={"contenders": [none]})
+    assert words.windows(short) == "no whole window of 10 s with enough requests to judge"
 
 
 def test_survives_a_run_without_a_request() -> None:

@@ -203,6 +203,14 @@ def test_cuts_deep_and_says_who_takes_it_when_a_pool_slows_down() -> None:
     assert last.message == f"l40s settles at limit {after:g}: for 1 s more"
 
 
+def test_says_that_a_drained_pool_may_have_failed_rather_than_been_slow() -> None:
+    spec = policy()
+    failing = sample(NOON + 10, 20, 3, mean_seconds=0.9, attained=990.0)
+    decision = following(spec, started(spec), 10, {"l40s": failing, "h100": sample(NOON + 10, 50)})
+    assert (decision.action, decision.reason) == (Action.DRAIN, Reason.MISSES_AT_MINIMUM)
+    assert decision.message.startswith("l40s 15 % failed or slower than 2.00 s over 20 requests: drained")
+
+
 def test_drains_a_pool_that_misses_at_its_minimum_and_looks_again() -> None:
     spec = policy()
     decision = following(

@@ -59,14 +59,14 @@ def _header(document: Document) -> str:
 
 def _cards(document: Document) -> str:
     figures = words.contender(document)
-    requests, windows = figures.requests, figures.windows
+    requests = figures.requests
     met = words.kept(document)
     cards = [
         (
             words.seconds(figures.attained_seconds),
             f"p{document.sla['percentile']}, target {words.seconds(words.target_seconds(document))}; "
-            f"met in {words.in_windows(document)}",
-            "bad" if met is False else "good" if met and windows.met == windows.total else "",
+            f"{words.windows(document)}",
+            "bad" if met is False else "good" if met and figures.windows.met == figures.windows.total else "",
         ),
         (
             words.count(requests.total),

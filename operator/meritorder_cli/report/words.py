@@ -108,20 +108,27 @@ def cheapest_share(document: Document) -> tuple[str, int] | None:
 
 def in_windows(document: Document) -> str:
     """In how many of the windows the SLA was met, in words: `12 of 14 windows of 6 s`."""
-    windows = contender(document).windows
-    return f"{windows.met} of {windows.total} windows of {document.sla['windowSeconds']} s"
+    judged = contender(document).windows
+    return f"{judged.met} of {judged.total} windows of {document.sla['windowSeconds']} s"
+
+
+def windows(document: Document) -> str:
+    """In how many windows the SLA was met; a short run has none to judge."""
+    if contender(document).windows.total == 0:
+        return f"no whole window of {document.sla['windowSeconds']} s with enough requests to judge"
+    return f"met in {in_windows(document)}"
 
 
 def _outcome(document: Document) -> str:
     """Whether the SLA was met: over the run and window by window, for a run that met it may hold windows that
     did not."""
-    as_a_whole, windows = kept(document), contender(document).windows
+    as_a_whole, judged = kept(document), contender(document).windows
     if as_a_whole is None:
         return "Too few requests to judge the SLA"
-    if windows.total == 0:
+    if judged.total == 0:
         word = "met" if as_a_whole else "missed"
         return f"The SLA was {word} over the whole run, with too few requests to judge a window"
-    if windows.met == windows.total and as_a_whole:
+    if judged.met == judged.total and as_a_whole:
         return f"The SLA was met in {in_windows(document)}"
     if as_a_whole:
         return f"The SLA was met over the whole run, but only in {in_windows(document)}"
