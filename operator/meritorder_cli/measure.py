@@ -75,6 +75,13 @@ class Ring:
             return None
         return percentile(buckets, self._spec.sla.percentile / 100)
 
+    def increase(self, what: str, pool: str, seconds: float) -> float:
+        """How much a counter of a pool rose over so many seconds; 0 while nothing was read twice."""
+        older = self.before(seconds)
+        if older is None or self.newest is None:
+            return 0.0
+        return self.newest.count(what, pool) - older.count(what, pool)
+
     def window(self, pool: str) -> Counts | None:
         """Counts over the window, reaching back until there are `minimumSamples`."""
         for windows in range(1, MOST_WINDOWS + 1):
