@@ -112,7 +112,10 @@ def _completed_here(pool: Pool, sample: Sample, ring: Ring, spec: InferencePolic
     """An engine's sample with the attempts that failed in front of it; or that it counts nothing."""
     window = spec.sla.window_seconds
     if sample.window.total <= 0:
-        well = ring.increase("total", pool.name, window) - ring.increase("slow", pool.name, window)
+        # Up to the engine's newest scrape: what was completed since then, it cannot have told.
+        well = ring.increase("total", pool.name, window, until=sample.at) - ring.increase(
+            "slow", pool.name, window, until=sample.at
+        )
         if well >= FROZEN_COMPLETIONS:
             return stands_still(pool, well, window)
 
