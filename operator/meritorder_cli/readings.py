@@ -59,6 +59,7 @@ def _flat(scrape: Scrape) -> Iterator[tuple[Key, float]]:
     for name, pool in scrape.pools.items():
         yield ("total", name, ""), pool.samples
         yield ("slow", name, ""), pool.samples_slow
+        yield ("failed_attempts", name, ""), pool.failed_attempts
         yield ("milliseconds", name, ""), pool.pool_milliseconds
         if pool.prompt_tokens is not None:
             yield ("prompt_tokens", name, ""), pool.prompt_tokens

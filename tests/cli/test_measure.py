@@ -83,6 +83,15 @@ def test_streams_that_were_cut_are_failures() -> None:
     assert seen.answered("cheap") == 93
 
 
+def test_an_increase_ends_where_it_is_told_to() -> None:
+    ring = ring_of(a_spec(), *({"cheap": (10 * n, 0), "dear": (0, 0)} for n in range(15)))
+    assert ring.increase("total", "cheap", 5) == 50
+    assert ring.increase("total", "cheap", 5, until=START + 9.5) == 50
+    assert ring.increase("total", "cheap", 5, until=START + 2) == 20
+    assert ring.increase("total", "cheap", 5, until=START - 1) == 0
+    assert Ring(a_spec()).increase("total", "cheap", 5) == 0
+
+
 async def test_a_real_envoy_tells_a_cut_stream_as_such(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     async with (

@@ -254,7 +254,7 @@ def _buckets(gain: Gain) -> dict[float, float]:
 
 
 def frozen(track: Track, router: Track | None, pool: Pool, spec: InferencePolicySpec) -> Missing | None:
-    """An engine whose counters stand still while the routers saw it complete requests."""
+    """An engine that counts nothing while the routers saw it complete requests."""
     if router is None:
         return None
     window = spec.sla.window_seconds
@@ -264,10 +264,15 @@ def frozen(track: Track, router: Track | None, pool: Pool, spec: InferencePolicy
     completed = seen.of(pool.name, Signal.TOTAL) - seen.of(pool.name, Signal.SLOW)
     if completed < FROZEN_COMPLETIONS:
         return None
+    return stands_still(pool, completed, window)
+
+
+def stands_still(pool: Pool, completed: float, window: int) -> Missing:
+    """That the counters of a pool's engine are not to be believed."""
     return Missing(
         reason=reasons.Missing.FROZEN,
-        message=f"pool `{pool.name}`: {pool.metrics.engine.value}'s counters stand still, but the routers "
-        f"saw {completed:.0f} requests completed within {window} s",
+        message=f"pool `{pool.name}`: {pool.metrics.engine.value}'s counters stand still or are not there, "
+        f"but the routers saw {completed:.0f} requests completed within {window} s",
     )
 
 
