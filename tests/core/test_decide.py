@@ -513,3 +513,16 @@ def test_recommend_is_at_rest_when_nothing_moves_even_with_nothing_routed() -> N
         seen = {"l40s": sample(NOON + 5 * k, 100), "h100": sample(NOON + 5 * k, 100)}
         decision = decide(spec, decision.learned, inputs(NOON + 5 * k, seen), current=None)
     assert (decision.action, decision.reason) == (Action.HOLD, Reason.RECOMMEND_MODE)
+
+
+@pytest.mark.parametrize(("class_tells", "tokens"), [(True, 3000.0), (False, 0.0)])
+def test_tokens_of_size_classes_are_not_the_pools_own(class_tells: bool, tokens: float) -> None:
+    spec = policy()
+    before = with_limit(started(spec), "l40s", 20.0)
+    classed = counts(10) if class_tells else replace(counts(10), completion_tokens=None)
+    seen = {"l40s": sample(NOON + 29, 25, classes={128: classed}), "h100": idle(NOON + 29)}
+    learned = following(spec, before, 30, seen).learned.pools["l40s"]
+    (look,) = learned.main.looks
+    assert (look.total, look.tokens) == (15, tokens)
+    (look,) = learned.classes[128].looks
+    assert (look.total, look.tokens) == (10, 2000.0 if class_tells else 0.0)

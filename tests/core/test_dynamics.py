@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from core.building import missing
-from core.closed_loop import Loop, PoolSetup, reversals
+from core.closed_loop import START, Loop, PoolSetup, reversals
 from meritorder_api.policy import InferencePolicySpec
 from meritorder_sim.profiles import LinearProfile, built_in
 
@@ -209,6 +209,27 @@ def test_an_idle_night_leaves_the_limits_as_they_were() -> None:
     assert night == {evening}
     assert {d.sla_met.reason for d in world.decisions if 470 < d.at - 1_000_000 < 598} == {"NoTraffic"}
     assert max(world.slow_windows(90, 700)) <= 0.05
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_pool_that_is_twice_as_fast_again_is_back_within_four_windows(seed: int) -> None:
+    """It shows in the seconds per token, which fewer requests prove than the seconds per request."""
+    world = loop(18.0, seed=seed)
+    world.at(200, lambda: world.slow_down("cheap", 2.0))
+    world.at(350, lambda: world.slow_down("cheap", 1.0))
+    world.run(350 + 6 * WINDOW)
+    before = [limit for at, limit in world.limits("cheap") if at < 200][-1]
+    back = [at for at, limit in world.limits("cheap") if at > 350 and limit >= 0.8 * before]
+    assert back[0] - 350 <= 4 * WINDOW
+    assert sum(world.slow_windows(350, world.now)) / 6 <= 0.01
+
+
+@pytest.mark.parametrize("before", [0.0, 0.3])
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_more_answers_that_tell_their_tokens_are_no_faster_pool(seed: int, before: float) -> None:
+    world = loop(24.0, seed=seed, usage=lambda at: before if at < 350 else 1.0)
+    world.run(500)
+    assert not [d.message for d in world.decisions if d.at - START > 350 and d.reason.value == "Recovered"]
 
 
 def test_a_pool_that_fails_a_fifth_of_its_requests_is_cut_for_errors() -> None:

@@ -78,14 +78,24 @@ class RouterSeries:
         self.exporter.set(m.CLIENT_SLOW, 0, **self._own)
 
     def completed(
-        self, pool: str, total: float, *, slow: float = 0, milliseconds: float = 1000, size: str = ""
+        self,
+        pool: str,
+        total: float,
+        *,
+        slow: float = 0,
+        milliseconds: float = 1000,
+        size: str = "",
+        tokens: float = 0,
     ) -> None:
-        """Count requests, `milliseconds` each, of a size class if given."""
+        """Count requests, `milliseconds` each, of a size class if given; with `usage` if they tell tokens."""
         own = {**self._own, "pool": pool}
         sized = {**own, "class": size} if size else own
         self.exporter.add(m.SAMPLES, total, **sized)
         self.exporter.add(m.SAMPLES_SLOW, slow, **sized)
         self.exporter.add(m.POOL_MILLISECONDS, total * milliseconds, **own)
+        if tokens:
+            self.exporter.add(m.PROMPT_TOKENS, total * tokens * 5, **own)
+            self.exporter.add(m.COMPLETION_TOKENS, total * tokens, **own)
         self.exporter.add(m.CLIENT_REQUESTS, total, **self._own)
         self.exporter.add(m.CLIENT_SLOW, slow, **self._own)
 

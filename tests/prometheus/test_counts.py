@@ -344,6 +344,31 @@ async def test_an_edited_target_begins_new_counts(
     assert (last.window.total, last.window.slow) == (50, 0)
 
 
+async def test_completion_tokens_are_counted_for_every_policy_and_prompts_where_they_are_paid(
+    exporter: Exporter, router: RouterSeries, server: Server, source: PrometheusSource
+) -> None:
+    watcher = Watcher(source, a_request(server))
+    await watcher.sees("l40s", sampled, "the first sample")
+    router.completed("l40s", 10, tokens=200)
+    router.completed("h100", 10)
+    await scraped(watcher, exporter, 2)
+    await settled(watcher, exporter)
+
+    told = [sample.recent for sample in watcher.samples["l40s"] if sample.recent.total]
+    assert [(counts.completion_tokens, counts.prompt_tokens) for counts in told] == [(2000, None)]
+    assert {sample.recent.completion_tokens for sample in watcher.samples["h100"]} == {None}
+    assert "router_prompt_tokens" not in source.stats
+
+    metered = {"cost": {"perMillionTokens": {"input": "0.14", "output": "0.28"}}}
+    watcher.request = a_request(server, a_spec(pools={"l40s": metered, "h100": {}}))
+    await scraped(watcher, exporter, 2)
+    router.completed("l40s", 10, tokens=200)
+    await scraped(watcher, exporter, 2)
+    await settled(watcher, exporter)
+    _, paid = [sample.recent for sample in watcher.samples["l40s"] if sample.recent.total]
+    assert (paid.completion_tokens, paid.prompt_tokens) == (2000, 10000)
+
+
 async def test_answers_without_usage_are_told_where_tokens_matter(
     exporter: Exporter, router: RouterSeries, server: Server, source: PrometheusSource
 ) -> None:

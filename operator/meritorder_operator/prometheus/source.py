@@ -84,8 +84,8 @@ class _ServerState:
     def __init__(self, client: PrometheusClient, lag_seconds: float) -> None:
         self.client = client
         self.router = Feed(client, queries.ROUTER, queries.ROUTER_BY, _router_match, lag_seconds=lag_seconds)
-        self.tokens = Feed(
-            client, queries.ROUTER_TOKENS, queries.ROUTER_BY, _router_match, lag_seconds=lag_seconds
+        self.prompt = Feed(
+            client, (queries.ROUTER_PROMPT,), queries.ROUTER_BY, _router_match, lag_seconds=lag_seconds
         )
         self.failed = Feed(
             client, (queries.ROUTER_FAILED,), queries.ROUTER_BY, _router_match, lag_seconds=lag_seconds
@@ -184,8 +184,8 @@ class PrometheusSource:
         reach, interval = float(spec.sla.window_seconds), float(spec.behavior.interval_seconds)
         key = (request.namespace, request.name)
         feeds = [state.router]
-        if spec.sla.metric is SLAMetric.TPOT or any(pool.cost.per_million_tokens for pool in spec.pools):
-            feeds.append(state.tokens)
+        if any(pool.cost.per_million_tokens for pool in spec.pools):
+            feeds.append(state.prompt)
         if any(pool.metrics.engine in queries.PRESETS for pool in spec.pools):
             feeds.append(state.failed)
         for feed in feeds:
@@ -316,12 +316,12 @@ class PrometheusSource:
         end = samples.stretch(track, kept.mark, spec, state.router.step)
         if end is None:
             return
-        tokens = state.tokens.tracks.get((request.namespace, request.name))
+        prompt = state.prompt.tracks.get((request.namespace, request.name))
         for pool in spec.pools:
             if pool.metrics.engine is Engine.ROUTER:
                 start = _start(request, kept, pool.name, track, end, kept.mark)
                 kept.observations[pool.name] = samples.router_observation(
-                    track, start, tokens, pool.name, spec
+                    track, start, prompt, pool.name, spec
                 )
         kept.client = samples.client_window(track, spec)
         kept.mark = track.now
