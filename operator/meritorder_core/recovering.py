@@ -75,4 +75,4 @@ def _pace_rose(view: View) -> bool:
             ENOUGH_PER_REQUEST,
             (now.seconds / max(now.total, 1e-9)) / max(before.seconds / max(before.total, 1e-9), 1e-9),
         )
-    return now.total >= enough and before.total >= enough / 2 and ratio < PACE_FASTER
+    return now.total >= enough and before.total >= enough / 4 and ratio < PACE_FASTER

@@ -6,6 +6,7 @@ best.
 
 import math
 import random
+import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -211,17 +212,23 @@ def test_an_idle_night_leaves_the_limits_as_they_were() -> None:
     assert max(world.slow_windows(90, 700)) <= 0.05
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
-def test_a_pool_that_is_twice_as_fast_again_is_back_within_four_windows(seed: int) -> None:
-    """It shows in the seconds per token, which fewer requests prove than the seconds per request."""
-    world = loop(18.0, seed=seed)
-    world.at(200, lambda: world.slow_down("cheap", 2.0))
-    world.at(350, lambda: world.slow_down("cheap", 1.0))
-    world.run(350 + 6 * WINDOW)
-    before = [limit for at, limit in world.limits("cheap") if at < 200][-1]
-    back = [at for at, limit in world.limits("cheap") if at > 350 and limit >= 0.8 * before]
-    assert back[0] - 350 <= 4 * WINDOW
-    assert sum(world.slow_windows(350, world.now)) / 6 <= 0.01
+def test_a_pool_that_is_twice_as_fast_again_is_back_within_three_windows() -> None:
+    """It shows in the seconds per token, which fewer requests prove than the seconds per request.
+
+    Where next to nothing was left of what was known (a chance cut just before), the timed probe finds out.
+    """
+    took: list[float] = []
+    for seed in range(1, 13):
+        world = loop(18.0, seed=seed)
+        world.at(200, lambda world=world: world.slow_down("cheap", 2.0))  # type: ignore[misc]
+        world.at(350, lambda world=world: world.slow_down("cheap", 1.0))  # type: ignore[misc]
+        world.run(350 + 6 * WINDOW)
+        before = [limit for at, limit in world.limits("cheap") if at < 200][-1]
+        back = [at for at, limit in world.limits("cheap") if at > 350 and limit >= 0.8 * before]
+        took.append(back[0] - 350 if back else math.inf)
+        assert sum(world.slow_windows(350, world.now)) / 6 <= 0.01
+    assert statistics.median(took) <= 3 * WINDOW
+    assert sum(seconds > 4 * WINDOW for seconds in took) <= 2
 
 
 @pytest.mark.parametrize("before", [0.0, 0.3])
