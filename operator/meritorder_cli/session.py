@@ -6,11 +6,13 @@ that cannot read Envoy says so and holds. Whoever watches gets every `Tick`.
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Protocol
 
 from meritorder_api.policy import Mode
+from meritorder_api.pool import Pool
 from meritorder_api.resource import InferencePolicy
 from meritorder_api.table import RoutingTable
 from meritorder_cli.backends import Backends, Place
@@ -29,10 +31,16 @@ from meritorder_router.agent.scrape import Scrape
 from meritorder_router.agent.validate import Refused
 
 STEP_SECONDS = 1.0
+PASSED_OVER_STEPS = 5
+"""Steps that a pool must be passed over before it is told: a few errors in a row cost a server 3 seconds."""
 
 
 class Router(Protocol):
     """The Envoy of this run."""
+
+    @property
+    def dead(self) -> frozenset[str]:
+        """Pools that it passes over, since none of their servers is well."""
 
     async def apply(self, table: RoutingTable) -> Applied | Refused:
         """Serve by this table from now on."""
@@ -83,6 +91,7 @@ class Session:
         self._decided_on: Reading | None = None
         self._due = self.started_at
         self._unread = False
+        self._passed_over: Counter[str] = Counter()
         self._probing: asyncio.Task[list[tuple[str, Place, bool]]] | None = None
 
     @property
@@ -115,6 +124,7 @@ class Session:
         """Read, decide if it is time, and write the book."""
         await self._read()
         await self._probe()
+        self._note_passed_over()
         if self._clock() >= self._due - STEP_SECONDS / 4:
             await self.decide()
         return self.ledger.read(self.ring, self.backends.ready)
@@ -176,6 +186,31 @@ class Session:
             self.ledger.happened(self._clock(), f"{pool}: {host}:{port} {word}", pool)
         if changed:
             await self._route()
+
+    def _note_passed_over(self) -> None:
+        """Tell of pools whose servers take connections and are not well for all that."""
+        ready = self.backends.ready
+        for pool in self.policy.spec.pools:
+            name = pool.name
+            if name in self._router.dead and ready.get(name):
+                self._passed_over[name] += 1
+                if self._passed_over[name] == PASSED_OVER_STEPS:
+                    self.ledger.happened(self._clock(), self._not_well(pool), name)
+                continue
+            if self._passed_over.pop(name, 0) >= PASSED_OVER_STEPS and name not in self._router.dead:
+                self.ledger.happened(self._clock(), f"{name}: its servers are well again", name)
+
+    def _not_well(self, pool: Pool) -> str:
+        said = (
+            f"{pool.name}: its servers take connections but fail `GET /health` or request after request "
+            "(below 500 is well); passed over until they are well"
+        )
+        newest = self.ring.newest
+        if newest is not None and newest.answered(pool.name) > 0:
+            return said
+        if any(host.tls is not None for host in pool.backend.hosts or []):
+            return f"{said}. Do they speak HTTPS, with a certificate that this machine trusts?"
+        return f"{said}. If they speak HTTPS, their `hosts` need `tls`"
 
     @property
     def recommends(self) -> bool:

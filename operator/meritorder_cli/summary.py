@@ -9,6 +9,7 @@ from meritorder_cli.report.words import (
     contender,
     count,
     dollars,
+    judged,
     limit,
     percent,
     seconds,
@@ -57,7 +58,7 @@ def summarize(document: Document) -> RenderableType:
     rows.add_column()
     requests = figures.requests
     rows.add_row(
-        "requests",
+        judged(document),
         f"{count(requests.total)}, {count(requests.slow)} slow, {count(requests.failed)} failed; "
         f"{count(figures.warmup.requests)} of the warm-up left out",
     )

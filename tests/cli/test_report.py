@@ -146,6 +146,13 @@ def test_says_in_how_many_windows_it_was_kept() -> None:
     assert words.windows(short) == "no whole window of 10 s with enough requests to judge"
 
 
+def test_says_that_only_streams_are_judged_by_their_first_token() -> None:
+    run = document()
+    assert words.judged(run) == "requests"
+    first_token = {**run.sla, "metric": "TimeToFirstToken"}
+    assert words.judged(run.model_copy(update={"sla": first_token})) == "streams judged"
+
+
 def test_survives_a_run_without_a_request() -> None:
     run = document(1).to_json()
     contender = run["contenders"][0]

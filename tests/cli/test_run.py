@@ -352,6 +352,28 @@ async def test_has_a_routing_from_its_first_request_on(
         assert await asyncio.to_thread(run.wait, 30) == 0
 
 
+async def test_says_that_a_pool_takes_connections_and_answers_nothing(
+    servers: tuple[PlainServer, PlainServer], policy: Path, tmp_path: Path
+) -> None:
+    async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    port = free_port()
+    async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as mute:
+        run = started(
+            tmp_path / "log",
+            *("run", "-f", str(policy), "--listen", str(port)),
+            *("--backend", f"cheap=127.0.0.1:{mute.sockets[0].getsockname()[1]}"),
+            *("--backend", f"dear=127.0.0.1:{servers[1].port}"),
+        )
+        said = "cheap: its servers take connections but fail `GET /health`"
+        with run:
+            await until(lambda: said in run.log_text(), 30, f"`{said}` is said")
+            load = await run_load(Target(url=f"http://127.0.0.1:{port}", sizes="text"), traffic(2, 5))
+    assert [record.error for record in load.records if not record.stream and record.failed] == []
+    assert "If they speak HTTPS, their `hosts` need `tls`" in run.log_text()
+
+
 async def test_says_that_a_pool_does_not_answer_and_serves_with_the_others(
     servers: tuple[PlainServer, PlainServer], policy: Path, tmp_path: Path
 ) -> None:

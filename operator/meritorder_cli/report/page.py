@@ -70,7 +70,8 @@ def _cards(document: Document) -> str:
         ),
         (
             words.count(requests.total),
-            f"requests; {words.count(requests.slow)} slow, {words.count(requests.failed)} failed",
+            f"{words.judged(document)}; {words.count(requests.slow)} slow, "
+            f"{words.count(requests.failed)} failed",
             "bad" if requests.failed else "",
         ),
     ]

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from meritorder_api.policy import SLAMetric
 from meritorder_cli.document import Contender, Document
 from meritorder_core.shares import whole_percents
 
@@ -54,6 +55,11 @@ def count(value: float | None) -> str:
 def limit(value: float | None) -> str:
     """A limit per replica."""
     return "unlimited" if value is None else f"{value:g}"
+
+
+def judged(document: Document) -> str:
+    """What the figures of the SLA count: every request, or only those that were streams."""
+    return "requests" if document.sla["metric"] == SLAMetric.END_TO_END else "streams judged"
 
 
 def contender(document: Document) -> Contender:
