@@ -182,8 +182,9 @@ class Requests(Wire):
     )
     headers: Annotated[list[SteeringHeader], Field(max_length=4), Unique()] = Field(
         default_factory=list,
-        description="Steering headers that act. They are stripped before a pool sees the request, listed "
-        "or not.",
+        description="Steering headers that act: priority (high or low), pool and exclude (for debugging), "
+        "and session (requests with the same value go to the same replica of a pool, for its prefix cache). "
+        "They are stripped before a pool sees the request, listed or not.",
     )
     paths: Annotated[list[Path], Field(max_length=32), Unique()] = Field(
         default_factory=list,

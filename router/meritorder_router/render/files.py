@@ -95,7 +95,7 @@ def render(
     that is mounted: a pool whose file is not among them trusts no one.
     """
     return _files(
-        cds=[*clusters.pool_clusters(place, table, authorities), *clusters.chain_clusters(table.pools)],
+        cds=[*clusters.pool_clusters(place, table, authorities), *clusters.chain_clusters(table)],
         eds=clusters.endpoint_files(table),
         rds=routes.data_routes(table, dead),
         egress=egress_routes(place, table),

@@ -7,8 +7,10 @@ from meritorder_api.table import RoutingTable
 from meritorder_router.render import replies
 from meritorder_router.render.clusters import CHAIN_LENGTH
 from meritorder_router.render.loggers import ENDPOINT_POOL, PROBE_HEADER
-from meritorder_router.render.lua import chain_cluster, choice_script
+from meritorder_router.render.lua import choice_script
+from meritorder_router.render.naming import chain
 from meritorder_router.render.place import TYPE, Json, typed
+from meritorder_router.render.session import hash_by_session, session_filter_config, sessions_act
 from meritorder_router.render.streams import STREAM_FILTER, stream_script
 
 ROUTES = "routes"
@@ -64,13 +66,16 @@ def _retries(table: RoutingTable) -> Json:
 
 
 def _to_pools(table: RoutingTable) -> Json:
-    return {
+    action: Json = {
         "cluster_specifier_plugin": CHOICE,
         "timeout": "0s",
         # Of the endpoints that have a name; the others get the client's Host.
         "auto_host_rewrite": True,
         "retry_policy": _retries(table),
     }
+    if sessions_act(table):
+        action["hash_policy"] = hash_by_session()
+    return action
 
 
 def _inference(table: RoutingTable, path: str) -> Json:
@@ -118,7 +123,7 @@ def no_table_routes() -> Json:
 def data_routes(table: RoutingTable, dead: Set[str]) -> Json:
     """The data listener's routes for a table."""
     paths = sorted({*names.INFERENCE_PATHS, *table.requests.paths})
-    last = table.pools[-1].name
+    last = table.pools[-1]
     configuration = _configuration(
         ROUTES,
         [
@@ -135,6 +140,7 @@ def data_routes(table: RoutingTable, dead: Set[str]) -> Json:
         include_request_attempt_count=True,
         # Token usage is read from plain bodies.
         request_headers_to_remove=[*names.STEERING_HEADERS, "accept-encoding"],
+        **({"typed_per_filter_config": session_filter_config()} if sessions_act(table) else {}),
     )
     for route in configuration["virtual_hosts"][0]["routes"]:
         if "route" in route:
@@ -145,7 +151,7 @@ def data_routes(table: RoutingTable, dead: Set[str]) -> Json:
                 CHOICE,
                 "extensions.router.cluster_specifiers.lua.v3.LuaConfig",
                 source_code={"inline_string": choice_script(table, dead)},
-                default_cluster=chain_cluster(last, last, last),
+                default_cluster=chain(last, last, last),
             )
         }
     ]
