@@ -69,6 +69,7 @@ SESSIONS = table(
         {"name": "h100", "endpoints": [server("10.0.2.1")]},
     ],
     target=2000,
+    timeouts={"responseHeadersSeconds": 30, "streamIdleSeconds": 60, "hedgeMilliseconds": 800},
     requests={"headers": ["x-meritorder-session", "x-meritorder-priority"]},
 )
 CASES = {

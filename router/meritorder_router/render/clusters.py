@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from meritorder_api.table import RoutingTable, TableEndpoint, TablePool, TableTimeouts, TableTLS
 from meritorder_router.render import naming
-from meritorder_router.render.loggers import NAMESPACE
+from meritorder_router.render.loggers import FIRST, NAMESPACE, THIRD
 from meritorder_router.render.naming import uses_egress
 from meritorder_router.render.place import TYPE, Json, Place, typed, watched
 from meritorder_router.render.session import BALANCE_PERCENT, sessions_act, slots
@@ -133,10 +133,7 @@ def _balancing(name: str, type_name: str, **config: object) -> Json:
         f"extensions.load_balancing_policies.{name}.v3.{type_name}",
         **config,
     )
-    return {
-        "load_balancing_policy": {"policies": [{"typed_extension_config": policy}]},
-        "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
-    }
+    return {"load_balancing_policy": {"policies": [{"typed_extension_config": policy}]}}
 
 
 _EVENLY = _balancing("least_request", "LeastRequest", selection_method="FULL_SCAN")
@@ -147,6 +144,14 @@ _BY_SESSION = _balancing(
     "maglev", "Maglev", consistent_hashing_lb_config={"hash_balance_factor": BALANCE_PERCENT}
 )
 _BY_SLOT = _balancing("maglev", "Maglev", consistent_hashing_lb_config={"use_hostname_for_hashing": True})
+
+
+def _unhealthy(timeouts: TableTimeouts) -> Json:
+    """A pool without a healthy server is passed over at once. Not so where tries are hedged: Envoy would end
+    the whole request, though the try before goes on; so there an unhealthy server is asked, and fails.
+    """
+    percent = 1 if timeouts.hedge_milliseconds else 0
+    return {"common_lb_config": {"healthy_panic_threshold": {"value": percent}}}
 
 
 def _breakers() -> Json:
@@ -179,8 +184,13 @@ def _health() -> Json:
     }
 
 
-def _outliers() -> Json:
-    return {
+def _outliers(timeouts: TableTimeouts) -> Json:
+    """Pass over a server for a while that fails again and again.
+
+    Envoy takes a try that it hedges for failed, and cannot tell that from one whose connection failed. So
+    where it hedges, only answers count: whether slow is too slow, the limits know better.
+    """
+    detection: Json = {
         "outlier_detection": {
             "consecutive_5xx": 5,
             "interval": "1s",
@@ -193,6 +203,14 @@ def _outliers() -> Json:
             "enforcing_failure_percentage": 0,
         }
     }
+    if timeouts.hedge_milliseconds:
+        detection["outlier_detection"] |= {
+            "split_external_local_origin_errors": True,
+            "enforcing_consecutive_local_origin_failure": 0,
+            "enforcing_local_origin_success_rate": 0,
+            "enforcing_failure_percentage_local_origin": 0,
+        }
+    return detection
 
 
 def _servers(
@@ -211,9 +229,10 @@ def _servers(
         "connect_timeout": f"{timeouts.connect_seconds or 3600}s",
         "typed_extension_protocol_options": _protocol(pool),
         **(_BY_SESSION if session else _EVENLY),
+        **_unhealthy(timeouts),
         **_breakers(),
         **_health(),
-        **_outliers(),
+        **_outliers(timeouts),
         **_tls(place, pool, authorities),
     }
     if uses_names(pool):
@@ -272,6 +291,8 @@ def _chain(first: TablePool, second: TablePool, last: TablePool, *, session: boo
         "connect_timeout": "1s",
         "lb_policy": "CLUSTER_PROVIDED",
         **_breakers(),
+        # By these the access log knows whether it was the first try that answered.
+        "metadata": {"filter_metadata": {NAMESPACE: _roles(first, second, last)}},
         "cluster_type": {
             "name": "envoy.clusters.composite",
             "typed_config": {
@@ -280,6 +301,11 @@ def _chain(first: TablePool, second: TablePool, last: TablePool, *, session: boo
             },
         },
     }
+
+
+def _roles(first: TablePool, second: TablePool, last: TablePool) -> Json:
+    _, _, third = naming.tries(first, second, last)
+    return {FIRST: "" if first.name == second.name else first.name, THIRD: third.name}
 
 
 def pool_clusters(place: Place, table: RoutingTable, authorities: Mapping[str, str]) -> list[Json]:
