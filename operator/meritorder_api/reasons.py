@@ -109,5 +109,6 @@ class Reason(StrEnum):
     AGENTS_SILENT = "AgentsSilent"
     BACKEND_NOT_FOUND = "BackendNotFound"
     KEY_NOT_MOUNTED = "KeyNotMounted"
+    CA_NOT_MOUNTED = "CANotMounted"
     MEASURED_COST_DISAGREES = "MeasuredCostDisagrees"
     ALL_WELL = "AllWell"

@@ -2,11 +2,11 @@
 
 import sys
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
 import click
 
+from meritorder_api.version import own_version
 from meritorder_cli.complaint import DONE, NOT_WELL, Complaint
 
 COMMANDS: Final = {
@@ -39,29 +39,11 @@ class LazyGroup(click.Group):
         return command
 
 
-def _version() -> str:
-    try:
-        return version("meritorder")
-    except PackageNotFoundError:
-        return "not installed"
-
-
-def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
-    if wanted:
-        click.echo(f"meritorder {_version()}")
-        ctx.exit(DONE)
-
-
 @click.group(
     cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
 )
-@click.option(
-    "--version",
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=_show_version,
-    help="Print the version.",
+@click.version_option(
+    own_version(), prog_name="meritorder", message="%(prog)s %(version)s", help="Print the version."
 )
 def cli() -> None:
     """Send LLM traffic to the cheapest GPU pool that still meets the p95 latency SLA."""

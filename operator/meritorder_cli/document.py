@@ -90,6 +90,8 @@ class PoolTick(Wire):
     state: str
     requests_per_second: float
     share: float | None
+    share_percent: int | None
+    """The share as people are told it: those of one moment add up to 100."""
     attained_milliseconds: float | None
     slow_share: float | None
     in_flight: float

@@ -9,7 +9,7 @@ from rich.text import Text
 from meritorder_api.policy import Mode
 from meritorder_api.resource import InferencePolicy
 from meritorder_api.status import PoolStatus
-from meritorder_cli.report.words import DASH, milliseconds, promise
+from meritorder_cli.report.words import DASH, milliseconds, promise, whole_percent
 
 _STATUS = {"True": "green", "False": "bold red", "Unknown": "yellow"}
 
@@ -63,7 +63,7 @@ def _pools(pools: list[PoolStatus]) -> Table:
             Text(pool.name, style="bold"),
             pool.state,
             milliseconds(pool.attained_milliseconds),
-            DASH if pool.share_percent is None else f"{pool.share_percent} %",
+            whole_percent(pool.share_percent),
             _known(pool.in_flight),
             _known(pool.limit_per_replica),
             _known(pool.ready_replicas),

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 
 from meritorder_api.policy import InferencePolicySpec
-from meritorder_api.reasons import Action
+from meritorder_api.reasons import Action, Reason
 from meritorder_api.wire import money
 from meritorder_cli import flapping
 from meritorder_cli.document import (
@@ -28,6 +28,7 @@ from meritorder_cli.document import (
 from meritorder_cli.measure import HISTOGRAMS, Ring
 from meritorder_cli.readings import Reading
 from meritorder_core.outcome import Decision, PoolReport, SavingsReport
+from meritorder_core.shares import whole_percents
 from meritorder_operator.prometheus.histogram import percentile
 
 MOST_TICKS = 2400
@@ -73,6 +74,7 @@ class Ledger:
         self.ticks: list[Tick] = []
         self.decisions: list[DecisionRecord] = []
         self.events: list[Event] = []
+        self._metrics_gone = ""
 
     @property
     def warmup_seconds(self) -> float:
@@ -82,6 +84,8 @@ class Ledger:
     def decided(self, decision: Decision) -> None:
         """Take note of a decision: kept when it changed something, or holds for a new reason."""
         before, self._decision = self._decision, decision
+        if before is not None:
+            self._note_metrics(decision)
         at = max(decision.at - self._started, 0.0)
         for report in decision.pools:
             if report.limit_per_replica is None or report.name not in self._sums:
@@ -106,6 +110,20 @@ class Ledger:
             )
         )
         del self.decisions[:-MOST_DECISIONS]
+
+    def _note_metrics(self, decision: Decision) -> None:
+        """Say once that metrics are missing, and once that they came back: the decision's own sentence may be
+        about the other pools. On the very first pass nothing was read yet.
+        """
+        report = decision.metrics_available
+        gone = report.reason if report.status is False else ""
+        if gone == self._metrics_gone:
+            return
+        self._metrics_gone = gone
+        if not gone:
+            self.happened(decision.at, "the metrics of all pools are there again")
+        elif decision.reason not in (Reason.METRICS_MISSING, Reason.SAFEST):
+            self.happened(decision.at, report.message)
 
     def happened(self, at: float, message: str, pool: str | None = None) -> None:
         """Take note of something that happened to the run."""
@@ -246,8 +264,9 @@ class Ledger:
         total = sum(answered.values())
         reports = self._reports()
         plan = {} if self._decision is None else {pool.name: pool for pool in self._decision.plan.pools}
+        shares = [answered[name] / total if total else None for name in names]
         pools = []
-        for name in names:
+        for name, share, percent in zip(names, shares, whole_percents(shares), strict=True):
             report = reports.get(name)
             planned = plan.get(name)
             count = ready.get(name)
@@ -262,7 +281,8 @@ class Ledger:
                     name=name,
                     state=report.verdict.value if report is not None else "Unknown",
                     requests_per_second=round(rate, 2),
-                    share=round(answered[name] / total, 4) if total else None,
+                    share=_rounded(share, 4),
+                    share_percent=percent,
                     attained_milliseconds=_rounded(ring.attained(name), 0),
                     slow_share=_rounded(report.slow_share if report is not None else None, 4),
                     in_flight=reading.in_flight.get(name, 0.0),

@@ -75,6 +75,17 @@ class Ring:
             return None
         return percentile(buckets, self._spec.sla.percentile / 100)
 
+    def increase(self, what: str, pool: str, seconds: float, *, until: float | None = None) -> float:
+        """How much a counter of a pool rose over so many seconds that end now, or by `until` (Unix seconds);
+        0 while nothing was read twice.
+        """
+        upto = [reading for reading in self._readings if until is None or reading.at <= until]
+        if not upto:
+            return 0.0
+        start = upto[-1].at - seconds + _SLACK
+        older = next((reading for reading in reversed(upto) if reading.at <= start), upto[0])
+        return upto[-1].count(what, pool) - older.count(what, pool)
+
     def window(self, pool: str) -> Counts | None:
         """Counts over the window, reaching back until there are `minimumSamples`."""
         for windows in range(1, MOST_WINDOWS + 1):

@@ -1,6 +1,8 @@
 """What a Prometheus knows and our Envoy does not: engines' own metrics, and prices that are queries.
 
-Pools with `metrics.engine: Router` stay with the counters that are read here, exact and a second old.
+Pools with `metrics.engine: Router` stay with the counters that are read here, exact and a second old. To what
+an engine says of itself comes what only the Envoy in front of it can know: attempts that failed, and that
+requests were completed which the engine does not count.
 """
 
 import re
@@ -8,11 +10,15 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
+from meritorder_api.policy import InferencePolicySpec
 from meritorder_api.pool import Engine, Pool
 from meritorder_api.resource import InferencePolicy
 from meritorder_cli.complaint import WrongUse
-from meritorder_core.inputs import Inputs, PoolInputs
+from meritorder_cli.measure import Ring
+from meritorder_core.inputs import Counts, Inputs, Observation, PoolInputs, Sample
 from meritorder_operator.prometheus.client import Server
+from meritorder_operator.prometheus.queries import PRESETS
+from meritorder_operator.prometheus.samples import FROZEN_COMPLETIONS, stands_still
 from meritorder_operator.prometheus.source import PolicyRequest, PrometheusSource
 
 _URL = re.compile(r"https?://[^\s@]+")
@@ -59,7 +65,7 @@ class FromPrometheus:
     ) -> None:
         await self._source.close()
 
-    async def __call__(self, inputs: Inputs) -> Inputs:
+    async def __call__(self, inputs: Inputs, ring: Ring) -> Inputs:
         """The same inputs, with the pools that want it as Prometheus has them."""
         policy = self._policy
         if not any(wants(pool) for pool in policy.spec.pools):
@@ -80,7 +86,7 @@ class FromPrometheus:
         return replace(
             inputs,
             pools={
-                pool.name: _merged(pool, inputs.pools[pool.name], theirs.pools[pool.name])
+                pool.name: _merged(pool, inputs.pools[pool.name], theirs.pools[pool.name], ring, policy.spec)
                 for pool in policy.spec.pools
             },
             effective_interval_seconds=max(
@@ -89,8 +95,32 @@ class FromPrometheus:
         )
 
 
-def _merged(pool: Pool, ours: PoolInputs, theirs: PoolInputs) -> PoolInputs:
+def _merged(
+    pool: Pool, ours: PoolInputs, theirs: PoolInputs, ring: Ring, spec: InferencePolicySpec
+) -> PoolInputs:
     """What is known here, with the observation or the price that only Prometheus has."""
-    observation = ours.observation if pool.metrics.engine is Engine.ROUTER else theirs.observation
     price = ours.price if pool.cost.query is None else theirs.price
+    if pool.metrics.engine is Engine.ROUTER:
+        return replace(ours, price=price)
+    observation = theirs.observation
+    if pool.metrics.engine in PRESETS and isinstance(observation, Sample):
+        observation = _completed_here(pool, observation, ring, spec)
     return replace(ours, observation=observation, price=price)
+
+
+def _completed_here(pool: Pool, sample: Sample, ring: Ring, spec: InferencePolicySpec) -> Observation:
+    """An engine's sample with the attempts that failed in front of it; or that it counts nothing."""
+    window = spec.sla.window_seconds
+    if sample.window.total <= 0:
+        # Up to the engine's newest scrape: what was completed since then, it cannot have told.
+        well = ring.increase("total", pool.name, window, until=sample.at) - ring.increase(
+            "slow", pool.name, window, until=sample.at
+        )
+        if well >= FROZEN_COMPLETIONS:
+            return stands_still(pool, well, window)
+
+    def with_failed(counts: Counts) -> Counts:
+        failed = ring.increase("failed_attempts", pool.name, counts.seconds)
+        return replace(counts, total=counts.total + failed, slow=counts.slow + failed)
+
+    return replace(sample, window=with_failed(sample.window), recent=with_failed(sample.recent))

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from meritorder_router.agent.scrape import Scrape
+from meritorder_router.render.loggers import FAILED_FLAGS
 
 _GONE = "DC"
 """Envoy's response flag for a client that went away: nobody failed."""
@@ -39,12 +40,8 @@ class Reading:
         )
 
     def failed(self) -> float:
-        """Requests that ended badly for a client: 5xx, 429, or no answer at all."""
-        return sum(
-            value
-            for (what, _, code), value in self.counters.items()
-            if what == "requests" and (code.startswith("5") or code in ("0", "429"))
-        )
+        """Requests that ended badly for a client: 5xx, 429, no answer at all, or one that was cut short."""
+        return self.count("failed")
 
     def buckets(self, older: "Reading", what: str, pool: str | None = None) -> dict[float, float]:
         """Cumulative counts by upper bound in ms since an older reading, of one pool or all."""
@@ -62,6 +59,7 @@ def _flat(scrape: Scrape) -> Iterator[tuple[Key, float]]:
     for name, pool in scrape.pools.items():
         yield ("total", name, ""), pool.samples
         yield ("slow", name, ""), pool.samples_slow
+        yield ("failed_attempts", name, ""), pool.failed_attempts
         yield ("milliseconds", name, ""), pool.pool_milliseconds
         if pool.prompt_tokens is not None:
             yield ("prompt_tokens", name, ""), pool.prompt_tokens
@@ -72,6 +70,14 @@ def _flat(scrape: Scrape) -> Iterator[tuple[Key, float]]:
     for (pool_name, code, flags), count in scrape.requests.items():
         if _GONE not in flags.split(","):
             yield ("requests", pool_name, code), count
+            if _is_failure(code, flags):
+                yield ("failed", "", ""), count
+
+
+def _is_failure(code: str, flags: str) -> bool:
+    # A stream that its pool cut has the 200 with which it began.
+    cut = not set(FAILED_FLAGS).isdisjoint(flags.split(","))
+    return cut or code.startswith("5") or code in ("0", "429")
 
 
 class Meter:

@@ -42,9 +42,11 @@ class Router(Protocol):
 
 
 class Refine(Protocol):
-    """Takes the inputs as Envoy tells them and puts in what another source knows better."""
+    """Takes the inputs as Envoy tells them, with the readings that they come from, and puts in what another
+    source knows better.
+    """
 
-    async def __call__(self, inputs: Inputs) -> Inputs: ...
+    async def __call__(self, inputs: Inputs, ring: Ring) -> Inputs: ...
 
 
 Watcher = Callable[[Tick, Decision | None], None]
@@ -124,7 +126,7 @@ class Session:
         self._due = now + spec.behavior.interval_seconds
         inputs = gather(spec, self.ring, last=self._decided_on, ready=self.backends.ready, now=now)
         if self._refine is not None:
-            inputs = await self._refine(inputs)
+            inputs = await self._refine(inputs, self.ring)
         self._decided_on = self.ring.newest
         decision = decide(
             spec, self.learned, inputs, current=self._plan, generation=self.policy.metadata.generation

@@ -5,11 +5,9 @@ ends (its time is up, Ctrl-C, an error), children are gone when it returns.
 """
 
 import asyncio
-import errno
 import json
 import logging
 import signal
-import socket
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -36,7 +34,7 @@ from meritorder_cli.screen import Screen
 from meritorder_cli.session import STEP_SECONDS, Session
 from meritorder_cli.summary import summarize
 from meritorder_router.agent.embedded import CannotStart, EmbeddedRouter
-from meritorder_router.agent.envoy import NoEnvoy
+from meritorder_router.agent.envoy import NoEnvoy, Taken, refuse_taken
 from meritorder_router.render.place import Address
 from meritorder_sim.pools_file import PoolsFile, PoolsFileError, load_pools_file
 
@@ -135,7 +133,10 @@ async def _started(task: Task, stop: asyncio.Event) -> AsyncIterator[Running]:
         put_behind(policy.spec, places, source="--backend")  # refused before anything is started
     if task.prometheus_url is not None:
         check_url(task.prometheus_url)
-    _is_free(address)
+    try:
+        refuse_taken(address)
+    except Taken as error:
+        raise Complaint(f"{error} with --listen") from error
     async with AsyncExitStack() as stack:
         child: PoolChild | None = None
         if file is not None and simulated and task.pools_path is not None:
@@ -159,6 +160,11 @@ async def _started(task: Task, stop: asyncio.Event) -> AsyncIterator[Running]:
         for name, message in ignored(served) if refine is None else []:
             session.ledger.happened(session.started_at, message, name)
         await session.decide()
+        # Only now does Envoy listen: its first request finds a routing.
+        try:
+            await router.start()
+        except CannotStart as error:
+            raise Complaint(str(error)) from error
         for name in silent:
             session.ledger.happened(session.started_at, f"{name}: nothing answers there yet", name)
         if child is not None and file is not None:
@@ -170,10 +176,11 @@ async def _started(task: Task, stop: asyncio.Event) -> AsyncIterator[Running]:
 
 @asynccontextmanager
 async def _router(address: Address, policy: InferencePolicy) -> AsyncIterator[EmbeddedRouter]:
+    """An Envoy that is ready to be started, and is ended."""
     sla = TableSLA(metric=policy.spec.sla.metric, target_milliseconds=policy.spec.sla.target_milliseconds)
     router = EmbeddedRouter(listen=address, policy=policy.metadata.name, sla=sla)
     try:
-        await router.start()
+        router.prepare()
     except (CannotStart, NoEnvoy) as error:
         raise Complaint(str(error)) from error
     try:
@@ -200,24 +207,6 @@ def _listen_address(text: str) -> Address:
         return Address.parse(text)
     except ValueError as error:
         raise WrongUse(f"`--listen`: {error}") from error
-
-
-def _is_free(address: Address) -> None:
-    """Complain about a port that is taken before anything is started."""
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((address.host, address.port))
-        except OSError as error:
-            why = (
-                "another process listens there"
-                if error.errno == errno.EADDRINUSE
-                else str(error.strerror).lower()
-            )
-            raise Complaint(
-                f"cannot listen on {address}: {why}; choose another address with --listen"
-            ) from error
 
 
 def _pools_file(path: Path | None) -> PoolsFile | None:

@@ -12,9 +12,12 @@ from meritorder_cli.report.words import (
     limit,
     percent,
     seconds,
+    shares,
     target_seconds,
     token_saving,
     verdict,
+    whole_percent,
+    windows,
 )
 from meritorder_cli.view import COLOURS
 
@@ -22,7 +25,7 @@ from meritorder_cli.view import COLOURS
 def summarize(document: Document) -> RenderableType:
     """The run in one screen."""
     figures = contender(document)
-    total = sum(pool.requests for pool in figures.pools)
+    parts = shares(document)
     prices = {pool.name: pool for pool in document.pools}
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     table.add_column("pool")
@@ -42,7 +45,7 @@ def summarize(document: Document) -> RenderableType:
         table.add_row(
             Text(pool.name, style=f"bold {COLOURS[index % len(COLOURS)]}"),
             count(pool.requests),
-            percent(pool.requests / total if total else None),
+            whole_percent(parts[pool.name]),
             seconds(pool.attained_seconds),
             f"{limit(pool.final_limit_per_replica)}{enforced}",
             count(None if facts is None else facts.replicas),
@@ -52,7 +55,7 @@ def summarize(document: Document) -> RenderableType:
     rows = Table.grid(padding=(0, 2, 0, 0))
     rows.add_column(style="dim")
     rows.add_column()
-    requests, windows = figures.requests, figures.windows
+    requests = figures.requests
     rows.add_row(
         "requests",
         f"{count(requests.total)}, {count(requests.slow)} slow, {count(requests.failed)} failed; "
@@ -61,7 +64,7 @@ def summarize(document: Document) -> RenderableType:
     rows.add_row(
         f"p{document.sla['percentile']}",
         f"{seconds(figures.attained_seconds)}; target {seconds(target_seconds(document))}, "
-        f"met in {windows.met} of {windows.total} windows of {document.sla['windowSeconds']} s",
+        f"{windows(document)}",
     )
     saving = token_saving(document)
     if saving is not None:

@@ -15,7 +15,7 @@ from rich.text import Text
 from meritorder_api.reasons import Action
 from meritorder_cli.document import DecisionRecord, Event, PoolTick, Tick
 from meritorder_cli.report.charts import clock
-from meritorder_cli.report.words import DASH, dollars, milliseconds, percent
+from meritorder_cli.report.words import DASH, dollars, milliseconds, percent, whole_percent
 
 COLOURS = ("green", "yellow", "magenta", "blue", "red", "cyan", "bright_magenta", "white")
 _STATES = {"Meets": "green", "Misses": "bold red", "Unsure": "yellow", "Idle": "dim", "Unknown": "yellow"}
@@ -181,7 +181,7 @@ def _pool(view: View, pool: PoolTick, colour: str, wide: bool, several: bool) ->
         target,
         f"{pool.in_flight:.0f} / {limit}",
         bar(full, 10 if wide else 6, colour if full is None or full <= 1 else "red"),
-        percent(pool.share),
+        whole_percent(pool.share_percent),
         bar(pool.share, 10 if wide else 7, colour),
         DASH if pool.ready is None else str(pool.ready),
         DASH if pool.cost_per_hour is None else f"{pool.cost_per_hour:.2f}",

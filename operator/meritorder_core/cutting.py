@@ -12,6 +12,7 @@ from dataclasses import replace
 from meritorder_api.reasons import Action, Reason
 from meritorder_core import curve
 from meritorder_core.evidence import Counted, Rules, counted
+from meritorder_core.sentences import seconds_left
 from meritorder_core.stats import Z_CONTRADICTION, wilson
 from meritorder_core.view import ENOUGH_CLEAN, Step, View, changed, done, down, hold
 
@@ -36,6 +37,8 @@ SUDDEN = CUTS[1][0]
 """One interval alone is believed if its excess is larger than this."""
 RESET_KEEP = 0.02
 """What is left of evidence that was contradicted."""
+STALE_KEEP = 0.1
+"""What is left, at the present load and above, of evidence that what is recent contradicts mildly."""
 PROBE_FAILED_WITHIN = 1.5
 PROBE_WAIT_MOST = 30.0
 RETRY_SOON = 2.0
@@ -50,7 +53,9 @@ def drained(view: View) -> Step | None:
     if memory.limit > 0:
         return None
     if view.now < memory.retry_at:
-        return hold(view, Reason.MISSES_AT_MINIMUM, f"tried again in {memory.retry_at - view.now:.0f} s")
+        return hold(
+            view, Reason.MISSES_AT_MINIMUM, f"tried again in {seconds_left(memory.retry_at - view.now)}"
+        )
     tried = changed(view, view.rules.minimum, fresh_from=view.now)
     return replace(
         done(view, tried, Action.RETRY, Reason.RETRY_DUE), waited=round(view.now - memory.changed_at)
@@ -70,7 +75,7 @@ def settling(view: View) -> Step | None:
     """After a cut, what was admitted before it must flush out first."""
     if view.now >= view.memory.learn_after:
         return None
-    return hold(view, Reason.SETTLING, f"for {view.memory.learn_after - view.now:.0f} s more")
+    return hold(view, Reason.SETTLING, f"for {seconds_left(view.memory.learn_after - view.now)} more")
 
 
 def misses_at_minimum(view: View) -> Step | None:
@@ -102,6 +107,11 @@ def over_the_edge(view: View) -> Step | None:
         )
     if edge is not None:
         return cut(view, edge, _cause(view, Reason.SLA_MISSED), view.recent.total, view.recent.slow)
+    if _slow_lately(view):
+        cells = curve.fade(curve.add(memory.curve, view.older), STALE_KEEP, above=view.recent.load)
+        fresher = replace(view, memory=replace(memory, curve=cells, looks=view.recents))
+        back = view.limit / curve.BUCKET
+        return cut(fresher, back, _cause(view, Reason.SLA_MISSED), view.recent.total, view.recent.slow)
     return None
 
 
@@ -167,6 +177,17 @@ def _edge(view: View) -> float | None:
     return target * FAR_OVER
 
 
+def _slow_lately(view: View) -> bool:
+    """Whether what is recent surely misses the SLA, however well this load was before.
+
+    A bucket of the curve may hold both sides of the edge where requests are all alike: much that was well at
+    its lower end must not hide that its upper end is not.
+    """
+    recent, rules = view.recent, view.rules
+    worth = _independent(recent.total, recent.load)
+    return recent.slow >= 3 and wilson(recent.share * worth, worth).low > rules.allowed
+
+
 def _excess(view: View, seen: Counted) -> float:
     """The slow share beyond the allowed one, as a part of all that could be slow."""
     allowed = view.rules.allowed
@@ -220,7 +241,7 @@ def drain(view: View, reason: Reason, total: float, slow: float) -> Step:
         former=max(memory.former, memory.limit),
         edge_seen=True,
     )
-    again = f"{wait * view.rules.window:.0f} s"
+    again = seconds_left(wait * view.rules.window)
     return done(view, emptied, Action.DRAIN, reason, total=total, slow=slow, detail=again)
 
 

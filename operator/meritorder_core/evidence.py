@@ -68,6 +68,8 @@ class Evidence:
     stalled: bool = False
     pressure: float | None = None
     """The SLA's percentile, as it is now, over the target; None: not known."""
+    attained: float | None = None
+    """The SLA's percentile over the window, over the target; None: not known."""
     met_load: float | None = None
     """Load per replica of the window, where the window Meets."""
     met_seconds: float = 0.0

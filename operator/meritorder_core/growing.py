@@ -11,6 +11,7 @@ from dataclasses import replace
 from meritorder_api.reasons import Action, Reason
 from meritorder_core import curve
 from meritorder_core.cutting import RETRY_LATE, Z_EDGE
+from meritorder_core.sentences import bound, number, percent, seconds_left
 from meritorder_core.stats import wilson
 from meritorder_core.view import ENOUGH_CLEAN, LATENCIES, Step, View, changed, done, hold, up
 
@@ -27,13 +28,20 @@ STEP_FIRST = 2.0
 FAR_BELOW = 0.5
 STEP_WINDOWS = 20 / 60
 QUICK_WINDOWS = 12 / 60
-FORESIGHT = 0.9
+FORESIGHT = 0.95
 """Growth aims for this part of the target: latency grows with load by at most its elasticity, as measured."""
 LEAST_ELASTICITY = 0.3
 """Latency as a function of load bends upwards: a slope seen at low load is not trusted to stay so low."""
 ENOUGH_FOR_SLOPE = 30.0
 FORMER_PART = 0.85
 """After a slow-down growth is quick up to this part of the former limit."""
+EDGE = 0.99
+"""A step whose foreseen percentile is past this part of the target is not taken: requests that are all alike
+pass the target all at once, without a slow one before."""
+NEAR_FULL = 0.9
+"""Part of the limit from which on a pool is full on the mean."""
+HARDLY_SPILLED = 0.01
+"""A pool by which no larger share of the requests went has room, whatever its mean."""
 PROBE_KEEP = 0.1
 PROBE_WAIT = 4.0
 
@@ -71,7 +79,14 @@ def at_maximum(view: View) -> Step | None:
 
 def not_limit_bound(view: View) -> Step | None:
     """More room would not be used, and what is not used teaches nothing."""
-    return None if full(view) else hold(view, Reason.NOT_LIMIT_BOUND)
+    if full(view):
+        return None
+    load, limit = view.new.load, number(view.memory.limit)
+    if load < NEAR_FULL * view.limit:
+        return hold(view, Reason.NOT_LIMIT_BOUND, f"{number(load)} of {limit} in flight per replica")
+    # The mean of one interval may be past the limit, where batches end together or after a cut.
+    gone_by = f"under {bound(HARDLY_SPILLED)} of the requests went past its limit of {limit} per replica"
+    return hold(view, Reason.NOT_LIMIT_BOUND, gone_by)
 
 
 def full(view: View) -> bool:
@@ -82,9 +97,9 @@ def full(view: View) -> bool:
         view.limit * new.ready,
         math.sqrt(max(new.load * new.ready, 0.0)),
     )
-    if new.spilled is not None and new.spilled < 0.01:
+    if new.spilled is not None and new.spilled < HARDLY_SPILLED:
         return False
-    if load >= 0.9 * limit or (
+    if load >= NEAR_FULL * limit or (
         new.gauge is not None and new.gauge * new.ready >= 0.95 * limit and load >= 0.7 * limit
     ):
         return True
@@ -107,10 +122,12 @@ def too_few(view: View) -> Step | None:
             view, Reason.SETTLING, f"{memory.fresh:.0f} of {ENOUGH_MIXED} samples since the last change"
         )
     if memory.fresh_slow / memory.fresh > rules.safe:
-        return hold(view, Reason.AT_CAPACITY, f"{memory.fresh_slow / memory.fresh:.1%} slow at this limit")
+        return hold(
+            view, Reason.AT_CAPACITY, f"{percent(memory.fresh_slow / memory.fresh)} slow at this limit"
+        )
     share = view.fit.share_at(view.limit)
     if share is not None and share > rules.safe:
-        return hold(view, Reason.AT_CAPACITY, f"{share:.1%} slow at this load")
+        return hold(view, Reason.AT_CAPACITY, f"{percent(share)} slow at this load")
     return None
 
 
@@ -123,7 +140,25 @@ def too_soon(view: View) -> Step | None:
     if elapsed >= max(QUICK_WINDOWS * view.rules.window, least) and _factor(view) >= STEP_QUICK:
         return None
     left = max(STEP_WINDOWS * view.rules.window, least) - elapsed
-    return hold(view, Reason.SETTLING, f"next step in at most {left:.0f} s")
+    return hold(view, Reason.SETTLING, f"next step in at most {seconds_left(left)}")
+
+
+def at_the_target(view: View) -> Step | None:
+    """Where no request is slow, yet the percentile is all but at the target, the next step would pass it."""
+    pressure = view.new.pressure
+    if pressure is None or view.memory.fresh_slow > 0:
+        return None
+    if view.new.attained is not None and view.now >= view.memory.learn_after + view.rules.window:
+        # A lull is no reason to grow; but what was slow before a cut is none to wait.
+        pressure = max(pressure, view.new.attained)
+    # From 1 to 2 is a step of 100 %, of which nothing is known at so low a load.
+    rise = min(_next_up(view, STEP) / max(view.limit, 1e-6) - 1, 0.1)
+    foreseen = pressure * (1 + _elasticity(view) * rise)
+    if foreseen <= EDGE:
+        return None
+    reached = replace(view.memory, edge_seen=True)
+    detail = f"a step more would be at {percent(foreseen, digits=0)} of the target"
+    return done(view, reached, Action.HOLD, Reason.AT_CAPACITY, detail=detail)
 
 
 def known_bad(view: View) -> Step | None:
@@ -135,8 +170,13 @@ def known_bad(view: View) -> Step | None:
     waited = view.now - memory.changed_at
     if waited < memory.probe_wait * rules.window or memory.fresh_slow > rules.safe * memory.fresh:
         reached = replace(memory, edge_seen=True)
-        left = max(memory.probe_wait * rules.window - waited, 0.0)
-        return done(view, reached, Action.HOLD, Reason.AT_CAPACITY, detail=f"next try in {left:.0f} s")
+        left = memory.probe_wait * rules.window - waited
+        when = (
+            f"in {seconds_left(left)}"
+            if left > 0
+            else f"once at most {bound(rules.safe)} of its requests are slow"
+        )
+        return done(view, reached, Action.HOLD, Reason.AT_CAPACITY, detail=f"next try {when}")
     above = view.limit * 1.001
     forgetful = replace(
         memory,

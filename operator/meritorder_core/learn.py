@@ -77,7 +77,7 @@ def learn_pool(
     for size in sizes:
         known = memory.classes.get(size) or _new_class(memory, inputs.now)
         counts = sample.classes.get(size) or replace(
-            sample.recent, total=0.0, slow=0.0, latency_sum_seconds=0.0
+            sample.recent, total=0.0, slow=0.0, latency_sum_seconds=0.0, completion_tokens=None
         )
         gone_by = _spilled(counts.total, [_recent(inputs, other, size) for other in later])
         evidence = _evidence(sample, counts, memory.ready, target, judged, rules, gone_by)
@@ -154,7 +154,16 @@ def _without_classes(recent: Counts, classes: Sequence[Counts]) -> Counts:
         latency_sum_seconds=max(
             recent.latency_sum_seconds - sum(each.latency_sum_seconds for each in classes), 0.0
         ),
+        completion_tokens=_tokens_without(recent, classes),
     )
+
+
+def _tokens_without(recent: Counts, classes: Sequence[Counts]) -> float | None:
+    """Completion tokens of the requests in no size class; None where not each class tells its own."""
+    told = [each.completion_tokens for each in classes if each.total > 0]
+    if recent.completion_tokens is None or None in told:
+        return None
+    return max(recent.completion_tokens - sum(tokens for tokens in told if tokens is not None), 0.0)
 
 
 def _evidence(
@@ -184,16 +193,23 @@ def _evidence(
         spilled=spilled,
         stalled=sample.stalled,
         pressure=_pressure(sample, counts, target),
+        attained=_attained(sample, target),
         met_load=window.mean_in_flight / ready if met else None,
         met_seconds=window.latency_sum_seconds / window.total if window.total > 0 else 0.0,
     )
 
 
+def _attained(sample: Sample, target: int) -> float | None:
+    """The percentile over the target."""
+    attained = sample.attained_milliseconds
+    return attained / target if attained is not None and attained > 0 else None
+
+
 def _pressure(sample: Sample, counts: Counts, target: int) -> float | None:
     """The percentile over the target, moved on from the window to now by how the mean moved."""
-    if sample.attained_milliseconds is None or sample.attained_milliseconds <= 0:
+    pressure = _attained(sample, target)
+    if pressure is None:
         return None
-    pressure = sample.attained_milliseconds / target
     window = sample.window
     if counts.total > 0 and window.total > 0 and window.latency_sum_seconds > 0:
         mean = counts.latency_sum_seconds / counts.total

@@ -14,6 +14,7 @@ from meritorder_core.cutting import drained, misses_at_minimum, over_the_edge, s
 from meritorder_core.evidence import Evidence, Rules, fold
 from meritorder_core.growing import (
     at_maximum,
+    at_the_target,
     grow,
     idle,
     known_bad,
@@ -78,6 +79,7 @@ ENFORCED: tuple[Rule, ...] = (
     not_limit_bound,
     too_few,
     too_soon,
+    at_the_target,
     known_bad,
     grow,
 )

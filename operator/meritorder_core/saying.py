@@ -232,22 +232,22 @@ def _dwells(done: Pass) -> Headline | None:
 
 def _marginal(done: Pass) -> Headline | None:
     """Nothing changed: the pool that the next request would spill from says why."""
-    steps = [(each.name, _busiest(each.steps)) for each in done.steps if each.steps]
+    steps = [(each.name, *_busiest(each.steps)) for each in done.steps if each.steps]
     if not steps:
         return None
-    before_last = [pair for pair in steps if pair[0] != done.order[-1]] or steps
+    before_last = [one for one in steps if one[0] != done.order[-1]] or steps
     quiet = (Reason.NOT_LIMIT_BOUND, Reason.IDLE)
-    busy = [pair for pair in before_last if pair[1].reason not in quiet]
-    rest = [pair for pair in before_last if pair[1].reason is Reason.NOT_LIMIT_BOUND]
+    busy = [one for one in before_last if one[2].reason not in quiet]
+    rest = [one for one in before_last if one[2].reason is Reason.NOT_LIMIT_BOUND]
     chosen = (busy or rest or before_last)[:3]
     # The headline is the cheapest such pool; the others follow in its sentence.
-    text = "; ".join(sentences.held(name, step, load=_load(done, name)) for name, step in chosen)
-    return _hold(chosen[0][1].reason, text)
+    text = "; ".join(sentences.held(name, size, step) for name, size, step in chosen)
+    return _hold(chosen[0][2].reason, text)
 
 
-def _busiest(steps: tuple[tuple[int | None, Step], ...]) -> Step:
+def _busiest(steps: tuple[tuple[int | None, Step], ...]) -> tuple[int | None, Step]:
     """The pool's own limit, or that of the size class that most requests are in."""
-    return max((step for _, step in steps), key=lambda step: step.total)
+    return max(steps, key=lambda one: one[1].total)
 
 
 def _load(done: Pass, name: str) -> float | None:

@@ -4,6 +4,7 @@ Whoever reads "l40s p95 2.31 s > 2.00 s over 412 requests: limit 48 -> 31 per re
 no graph.
 """
 
+import math
 from collections.abc import Sequence
 
 from meritorder_api.policy import SLA
@@ -32,10 +33,21 @@ def number(value: float) -> str:
     return f"{value:.2f}".rstrip("0").rstrip(".")
 
 
-def percent(share: float) -> str:
-    """Write a share of the requests."""
-    text = f"{share * 100:.1f}" if 0 < share < 0.0995 else f"{share * 100:.0f}"
-    return f"{text} %"
+def percent(share: float, *, digits: int | None = None) -> str:
+    """Write a share of the requests; without `digits` small ones with one decimal, others with none."""
+    if digits is None:
+        digits = 1 if 0 < share < 0.0995 else 0
+    return f"{share * 100:.{digits}f} %"
+
+
+def bound(share: float) -> str:
+    """Write a share that is allowed: with no more decimals than it has."""
+    return f"{number(share * 100)} %"
+
+
+def seconds_left(seconds: float) -> str:
+    """Write how long something that has not happened yet will take: rounded up, so never "0 s"."""
+    return f"{max(math.ceil(seconds - 0.001), 1)} s"
 
 
 _WHY = {
@@ -50,8 +62,12 @@ _WHY = {
 
 def changed(name: str, size: int | None, step: Step, sla: SLA, *, attained: float | None, takes: str) -> str:
     """Say what changed one limit; `takes` is who takes what it no longer does, with its comma or empty."""
-    subject = name if size is None else f"{name} up to {size} tokens"
-    return f"{subject} {_evidence(step, sla, attained)}: {_limits(step)}{takes}"
+    return f"{_subject(name, size)} {_evidence(step, sla, attained)}: {_limits(step)}{takes}"
+
+
+def _subject(name: str, size: int | None) -> str:
+    """A pool, or a size class of its requests."""
+    return name if size is None else f"{name} up to {size} tokens"
 
 
 def _evidence(step: Step, sla: SLA, attained: float | None) -> str:
@@ -71,7 +87,8 @@ def _evidence(step: Step, sla: SLA, attained: float | None) -> str:
     ):
         return f"{why}p{sla.percentile} {latency(attained)} > {target} {over}"
     share = step.slow / step.total if step.total > 0 else 0.0
-    verb = "failed or slower" if step.reason is Reason.ERRORS else "slower"
+    # A failed request counts as slow. At the minimum it is not load that makes a pool miss: often errors do.
+    verb = "failed or slower" if step.reason is Reason.ERRORS or step.action is Action.DRAIN else "slower"
     return f"{why}{percent(share)} {verb} than {target} {over}"
 
 
@@ -89,21 +106,16 @@ _HOLDS = {
     Reason.SETTLING: "{name} settles at limit {limit}: {detail}",
     Reason.AT_CAPACITY: "{name} is at its capacity with limit {limit} per replica, {detail}",
     Reason.AT_MAXIMUM: "{name} is at its maximum of {limit} per replica",
-    Reason.NOT_LIMIT_BOUND: "{name} has room: {load} in flight of {limit} per replica",
+    Reason.NOT_LIMIT_BOUND: "{name} has room: {detail}",
     Reason.IDLE: "{name} is idle",
     Reason.WITHIN_MARGIN: "{name} is well at limit {limit} per replica",
 }
 
 
-def held(name: str, step: Step, *, load: float | None) -> str:
+def held(name: str, size: int | None, step: Step) -> str:
     """Say why a limit stays."""
     text = _HOLDS.get(step.reason, "{name} holds limit {limit} per replica")
-    return text.format(
-        name=name,
-        limit=number(step.after),
-        detail=step.detail,
-        load=number(load) if load is not None else "little",
-    )
+    return text.format(name=_subject(name, size), limit=number(step.after), detail=step.detail)
 
 
 def missing(names: Sequence[tuple[str, str]], total: int) -> str:

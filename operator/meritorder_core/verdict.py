@@ -11,6 +11,7 @@ from meritorder_api import reasons
 from meritorder_api.reasons import Reason, Verdict
 from meritorder_core.inputs import Counts, Missing, Observation
 from meritorder_core.outcome import ConditionReport
+from meritorder_core.sentences import bound, percent
 from meritorder_core.stats import Interval, wilson
 
 NOT_ABSENT = frozenset(
@@ -86,8 +87,9 @@ def sla_met(
     judged = by_count(client, allowed=allowed, minimum_samples=minimum_samples)
     interval = judged.interval or Interval(0.0, 0.0, 1.0)
     numbers = (
-        f"{interval.share:.1%} of {client.total:.0f} requests were slower than {target} "
-        f"(between {interval.low:.1%} and {interval.high:.1%}); {allowed:.0%} allowed"
+        f"{percent(interval.share, digits=1)} of {client.total:.0f} requests were slower than {target} "
+        f"(between {percent(interval.low, digits=1)} and {percent(interval.high, digits=1)}); "
+        f"{bound(allowed)} allowed"
     )
     if judged.verdict is Verdict.UNKNOWN:
         message = (

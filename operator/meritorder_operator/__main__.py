@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import click
 import uvloop
 
+from meritorder_api.version import own_version
 from meritorder_operator import logs
 from meritorder_operator.prometheus.client import Server
 from meritorder_operator.settings import Settings
@@ -45,6 +46,9 @@ def _url(_: click.Context, parameter: click.Parameter, value: str | None) -> str
 
 
 @click.command(context_settings={"max_content_width": 110})
+@click.version_option(
+    own_version(), prog_name="meritorder-operator", message="%(prog)s %(version)s", help="Print the version."
+)
 @_many("--namespace", help="Serve policies of this namespace only; may be given again. Default: all.")
 @_option(
     "--prometheus-url", callback=_url, help="Prometheus that policies are measured by unless they name one."

@@ -14,6 +14,8 @@ from meritorder_core.outcome import ConditionReport, Decision
 PENDING_SECONDS: Final = 15.0
 """A routing that agents have not yet applied counts as on its way for so long: each change takes a moment."""
 LONGEST_MESSAGE: Final = 1024
+NOT_MOUNTED: Final = (Reason.KEY_NOT_MOUNTED, Reason.CA_NOT_MOUNTED)
+"""With these words agents begin the sentence of a pool that they pass over until something is mounted."""
 
 Conditions = Mapping[ConditionType, ConditionReport]
 
@@ -51,13 +53,7 @@ def programmed_condition(
     refused: Sequence[Mapping[str, Any]] = programmed.get("refused") or ()
     problems: Sequence[str] = programmed.get("problems") or ()
     if refused:
-        first = refused[0]
-        more = f"; {len(refused) - 1} more refused" if len(refused) > 1 else ""
-        return ConditionReport(
-            status=False,
-            reason=Reason.REFUSED_BY_AGENT,
-            message=f"agent {first.get('agent')} refused its table: {first.get('reason')}{more}",
-        )
+        return _refused(refused)
     if problems:
         unmounted = any("mount" in problem for problem in problems)
         return ConditionReport(
@@ -87,6 +83,30 @@ def programmed_condition(
     return ConditionReport(
         status=False, reason=Reason.PENDING, message=f"{done} of {agents} agents applied the routing so far"
     )
+
+
+def _refused(refused: Sequence[Mapping[str, Any]]) -> ConditionReport:
+    """What agents said against their table, what concerns all of it first.
+
+    A sentence that begins with one of `NOT_MOUNTED` is of a pool that is passed over: the table is applied.
+    """
+    said: dict[Reason, list[tuple[str, str]]] = {}
+    for each in refused:
+        agent, sentence = str(each.get("agent")), str(each.get("reason"))
+        word, _, rest = sentence.partition(": ")
+        if word in NOT_MOUNTED:
+            said.setdefault(Reason(word), []).append((agent, rest))
+        else:
+            said.setdefault(Reason.REFUSED_BY_AGENT, []).append((agent, sentence))
+    reason = next(reason for reason in (Reason.REFUSED_BY_AGENT, *NOT_MOUNTED) if reason in said)
+    (agent, sentence), *others = said[reason]
+    if reason is Reason.REFUSED_BY_AGENT:
+        more = f"; {len(others)} more refused" if others else ""
+        message = f"agent {agent} refused its table: {sentence}{more}"
+    else:
+        more = f"; {len(others)} more said so" if others else ""
+        message = f"agent {agent}: {sentence}{more}"
+    return ConditionReport(status=False, reason=reason, message=message)
 
 
 def of_decision(

@@ -1,7 +1,9 @@
 """One pass over one policy: read, decide, write. Level-driven: any pass may be the first, late, or repeated.
 
 What was decided counts only once it is written: when the write fails, the pass leaves no trace and the next
-one decides anew. On a conflict it decides again from the newer object.
+one decides anew, from samples that reach back over those that this one had. On a conflict it decides again
+from the newer object. Whether a write arrived whose answer was lost, the object itself tells by what it says
+was learned.
 """
 
 import logging
@@ -14,6 +16,7 @@ from meritorder_api.policy import InferencePolicySpec, Mode
 from meritorder_api.reasons import Reason
 from meritorder_core.decide import decide
 from meritorder_core.inputs import Inputs, Missing
+from meritorder_core.learned import Learned
 from meritorder_core.outcome import ConditionReport, Decision
 from meritorder_operator import news, rules, status, writes
 from meritorder_operator.cluster import Cluster, ClusterError, Conflict, Refused
@@ -79,13 +82,15 @@ class Reconciler:
             return False
         uid, generation = view.uid, view.generation
         first = not view.status.get("routing")
-        inputs = await self._inputs(view, spec, first=first)
+        learned = view.memory.recall(view.status.get("learned"))
+        inputs = await self._inputs(view, spec, learned, first=first)
         if view.gone or (view.uid, view.generation) != (uid, generation):
             return True
         manifest = view.manifest
         previous = view.status
         memory = view.memory
-        learned = memory.recall(previous.get("learned"))
+        if memory.recall(previous.get("learned")) is not learned:
+            return True  # a write arrived meanwhile: what is to be learned now begins elsewhere
         if learned.note:
             log.warning("%s: %s", view.key, learned.note)
         enforced = status.plan_of(previous.get("routing"))
@@ -94,7 +99,6 @@ class Reconciler:
         if first:
             nothing = ConditionReport(status=None, reason=NOT_YET.reason, message=NOT_YET.message)
             decision = replace(decision, metrics_available=nothing, sla_met=nothing)
-        view.count(inputs)
         now = self._clock()
         fresh = status.compose(
             decision,
@@ -107,21 +111,23 @@ class Reconciler:
             seconds_since_change=now - memory.routing_changed_at,
         )
         since = writes.Since(status=now - memory.written_at, learned=now - memory.learned_written_at)
+        with_learned = False
         if writes.due(
             status.owned(previous),
             fresh,
             learned_changed=decision.learned_changed,
-            completed=memory.completed,
+            completed=memory.completed + view.completed_since(inputs),
             since=since,
         ):
             with_learned = decision.learned_changed or "learned" not in fresh or writes.learned_is_due(since)
             if with_learned:
                 fresh["learned"] = decision.learned.encode()
             await self._write(view, manifest, fresh)
-            if with_learned:
-                memory.learned_text = fresh["learned"]
-                memory.learned_written_at = now
-                memory.completed = 0.0
+        view.count(inputs)
+        if with_learned:
+            memory.learned_text = fresh["learned"]
+            memory.learned_written_at = now
+            memory.completed = 0.0
         memory.learned = decision.learned
         view.decision, view.inputs = decision, inputs
         view.decisions[decision.action.value, decision.reason.value] += 1
@@ -140,10 +146,19 @@ class Reconciler:
             return Acceptance(accepted=True, reason=Reason.POOL_SHARED, message=shared), spec
         return ACCEPTED, spec
 
-    async def _inputs(self, view: PolicyView, spec: InferencePolicySpec, *, first: bool) -> Inputs:
+    async def _inputs(
+        self, view: PolicyView, spec: InferencePolicySpec, learned: Learned, *, first: bool
+    ) -> Inputs:
         ready = (view.status.get("programmed") or {}).get("ready") or {}
+        until = {name: pool.sampled_at for name, pool in learned.pools.items()}
         request = PolicyRequest(
-            namespace=view.namespace, name=view.name, spec=spec, server=None, ready=dict(ready)
+            namespace=view.namespace,
+            name=view.name,
+            spec=spec,
+            server=None,
+            ready=dict(ready),
+            # While suspended nothing is learned, on purpose.
+            learned_until=None if spec.suspend else until,
         )
         if first:
             # Traffic must not wait for metrics.

@@ -15,6 +15,7 @@ from meritorder_api.reasons import Action, ConditionType, Reason
 from meritorder_api.wire import figure, money
 from meritorder_core.inputs import Missing
 from meritorder_core.outcome import Decision, Plan, PlannedPool, PoolReport
+from meritorder_core.shares import whole_percents
 from meritorder_operator import conditions
 
 Status = dict[str, Any]
@@ -123,12 +124,13 @@ def compose(
         routing = dict(before)
     else:
         routing = routing_of(Plan(pools=(PlannedPool(name=decision.fallback_pool),)), None, last)
+    percents = whole_percents([report.share for report in decision.pools])
     status: Status = {
         "observedGeneration": generation,
         "fallbackPool": decision.fallback_pool,
-        "summary": _summary(decision, spec),
+        "summary": _summary(decision, spec, percents),
         "routing": routing,
-        "pools": [_pool(report) for report in decision.pools],
+        "pools": [_pool(report, percent) for report, percent in zip(decision.pools, percents, strict=True)],
         "decision": _decision_to_show(decision, previous.get("decision")),
         "history": _history(decision, previous.get("history")),
         "cheapestMix": _mix(decision),
@@ -208,15 +210,14 @@ def _history(decision: Decision, previous: Sequence[Mapping[str, Any]] | None) -
     return [_decision(decision), *kept][:HISTORY]
 
 
-def _summary(decision: Decision, spec: InferencePolicySpec) -> Status:
+def _summary(decision: Decision, spec: InferencePolicySpec, percents: Sequence[int | None]) -> Status:
     sla = spec.sla
     summary: Status = {"target": f"p{sla.percentile} {_seconds(sla.target_milliseconds)}"}
     if decision.attained_milliseconds is not None:
         summary["attained"] = _seconds(decision.attained_milliseconds)
-    cheapest = decision.pools[0] if decision.pools else None
-    if cheapest is not None:
-        share = "" if cheapest.share is None else f" {round(cheapest.share * 100)}%"
-        summary["cheapest"] = f"{cheapest.name}{share}"
+    if decision.pools:
+        share = "" if percents[0] is None else f" {percents[0]}%"
+        summary["cheapest"] = f"{decision.pools[0].name}{share}"
     if decision.cost_per_hour is not None:
         summary["costPerHour"] = money(decision.cost_per_hour)
     if not isinstance(decision.savings, Missing):
@@ -230,7 +231,7 @@ def _seconds(milliseconds: float) -> str:
     return f"{figure(milliseconds / 1000)}s"
 
 
-def _pool(report: PoolReport) -> Status:
+def _pool(report: PoolReport, share_percent: int | None) -> Status:
     status: Status = {"name": report.name, "state": report.verdict.value, "reason": str(report.reason)}
     figures: tuple[tuple[str, float | None], ...] = (
         ("slowPercent", None if report.slow_share is None else report.slow_share * 100),
@@ -248,7 +249,7 @@ def _pool(report: PoolReport) -> Status:
     whole: tuple[tuple[str, float | None], ...] = (
         ("attainedMilliseconds", report.attained_milliseconds),
         ("samples", report.samples),
-        ("sharePercent", None if report.share is None else report.share * 100),
+        ("sharePercent", share_percent),
         ("readyReplicas", report.ready_replicas),
         ("neededReplicas", report.needed_replicas),
     )

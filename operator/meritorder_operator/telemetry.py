@@ -4,7 +4,6 @@ behind.
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 
 from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.core import (
@@ -17,20 +16,13 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from meritorder_api.policy import InferencePolicySpec
+from meritorder_api.version import own_version
 from meritorder_core.inputs import Missing, Sample
 from meritorder_operator.prometheus.client import QueryStats
 from meritorder_operator.view import PolicyView
 
 _POLICY = ("namespace", "policy")
 _POOL = (*_POLICY, "pool")
-
-
-def build_version() -> str:
-    """The version of this distribution."""
-    try:
-        return version("meritorder")
-    except PackageNotFoundError:
-        return "0+unknown"
 
 
 @dataclass(slots=True)
@@ -83,7 +75,7 @@ class Telemetry(Collector):
         """All series as they are now."""
         views = list(self._views())
         yield InfoMetricFamily(
-            "meritorder_build", "Version of the operator.", value={"version": build_version()}
+            "meritorder_build", "Version of the operator.", value={"version": own_version()}
         )
         leader = GaugeMetricFamily("meritorder_leader", "1 while this process holds the lease.")
         leader.add_metric((), float(self._is_leader()))

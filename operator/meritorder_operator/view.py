@@ -101,13 +101,23 @@ class PolicyView:
         if self.generation != before or not self.status.get("routing"):
             self.wake.set()
 
+    def completed_since(self, inputs: Inputs) -> float:
+        """Requests of the samples that are new."""
+        return sum(sample.recent.total for _, sample in self._new(inputs))
+
     def count(self, inputs: Inputs) -> None:
-        """Count the requests of samples that are new."""
-        for name, pool in inputs.pools.items():
-            sample = pool.observation
-            if isinstance(sample, Sample) and sample.at > self.memory.counted_until.get(name, 0.0):
-                self.memory.counted_until[name] = sample.at
-                self.memory.completed += sample.recent.total
+        """Count the requests of the samples that are new."""
+        for name, sample in self._new(inputs):
+            self.memory.counted_until[name] = sample.at
+            self.memory.completed += sample.recent.total
+
+    def _new(self, inputs: Inputs) -> list[tuple[str, Sample]]:
+        return [
+            (name, pool.observation)
+            for name, pool in inputs.pools.items()
+            if isinstance(pool.observation, Sample)
+            and pool.observation.at > self.memory.counted_until.get(name, 0.0)
+        ]
 
 
 def _version(manifest: Manifest) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from meritorder_api.names import DEFAULT_LISTEN_PORT, DEFAULT_METRICS_PORT
+from meritorder_api.version import own_version
 from meritorder_router.render.place import Address, Place
 
 CHILD_COMMAND = "agent-process"
@@ -48,6 +49,9 @@ class _Lazy(click.Group):
 
 
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(
+    own_version(), prog_name="meritorder-router", message="%(prog)s %(version)s", help="Print the version."
+)
 def router() -> None:
     """Meritorder's router: the server that hands out routing tables, and the agent that serves them by
     Envoy.
@@ -196,17 +200,12 @@ def agent(**options: Any) -> None:
 def agent_process(**options: Any) -> None:
     """The agent alone; started by the supervisor."""
     import asyncio
-    from importlib.metadata import PackageNotFoundError, version
 
     from meritorder_router.agent import process
     from meritorder_router.server import logs
 
     _check(options)
     logs.set_up(options["log_format"], options["log_level"])
-    try:
-        own_version = version("meritorder")
-    except PackageNotFoundError:
-        own_version = ""
     policy = options["policy"]
     if not policy and options["table"] is not None:
         policy = _policy_of(options["table"]) or _policy_of(options["state_dir"] / "last-good.json")
@@ -221,7 +220,7 @@ def agent_process(**options: Any) -> None:
         token_file=options["token_file"],
         ca_file=options["ca_file"],
         keys=options["key_dir"],
-        version=own_version,
+        version=own_version(),
     )
     asyncio.run(process.run(settings))
 

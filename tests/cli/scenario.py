@@ -17,6 +17,7 @@ from meritorder_cli.document import (
     Warmup,
     Windows,
 )
+from meritorder_core.shares import whole_percents
 
 TARGET = 2000.0
 
@@ -33,6 +34,7 @@ def tick(at: float) -> Tick:
     ready = {"l40s": 3, "a100": 1, "h100": 1}
     prices = {"l40s": 1.86, "a100": 2.75, "h100": 6.88}
     limits = {"l40s": int(room * 1.7) + 3, "a100": 15, "h100": None}
+    percents = whole_percents([rate / load for rate in rates.values()])
     overall = sum(rates[name] * latency[name] for name in rates) / load
     return Tick(
         at=at,
@@ -42,6 +44,7 @@ def tick(at: float) -> Tick:
                 state="Idle" if rate == 0 else "Misses" if latency[name] > TARGET else "Meets",
                 requests_per_second=rate,
                 share=rate / load,
+                share_percent=percent,
                 attained_milliseconds=latency[name] if rate else None,
                 slow_share=0.6 if latency[name] > TARGET else 0.01,
                 in_flight=rate * latency[name] / 1100,
@@ -52,7 +55,7 @@ def tick(at: float) -> Tick:
                 cost_per_hour=prices[name] * ready[name],
                 cost_per_thousand=prices[name] * ready[name] / 3.6 / rate if rate else None,
             )
-            for name, rate in rates.items()
+            for (name, rate), percent in zip(rates.items(), percents, strict=True)
         ],
         requests_per_second=load,
         attained_milliseconds=overall * 1.1,

@@ -13,7 +13,7 @@ from meritorder_cli.ledger import MOST_TICKS, Ledger
 from meritorder_cli.measure import Ring, gather
 from meritorder_core.decide import decide
 from meritorder_core.learned import Learned
-from meritorder_core.outcome import Decision
+from meritorder_core.outcome import ConditionReport, Decision
 
 READY = {"cheap": 2, "dear": 1}
 
@@ -73,6 +73,7 @@ def test_a_tick_has_rates_shares_and_limits() -> None:
     tick = a_run(30).ticks[-1]
     cheap, dear = tick.pools
     assert (cheap.name, cheap.requests_per_second, cheap.share) == ("cheap", 10.0, 0.8333)
+    assert [pool.share_percent for pool in tick.pools] == [83, 17]
     assert cheap.limit == 2
     assert cheap.cost_per_hour == pytest.approx(3.72)
     assert dear.limit is None
@@ -92,6 +93,29 @@ def test_holds_for_one_reason_are_written_once() -> None:
         (3.0, "Hold", "Settling"),
         (4.0, "Hold", "Idle"),
         (5.0, "Start", "FirstDecision"),
+    ]
+
+
+def test_missing_metrics_are_told_once_where_the_decision_speaks_of_other_pools() -> None:
+    ledger = Ledger(a_spec(), started_at=START)
+    first = a_decision()
+    idle = replace(first, action=Action.HOLD, reason=Reason.IDLE, message="dear is idle")
+    said = replace(idle, reason=Reason.METRICS_MISSING, message="metrics of 1 of 2 pools are missing (...)")
+    gone = ConditionReport(status=False, reason="Frozen", message="metrics of 1 of 2 pools are missing (...)")
+    well = ConditionReport(status=True, reason="MetricsFound", message="metrics of 2 pools are fresh")
+    course = [
+        (first, gone),  # nothing was read yet
+        (idle, well),
+        (idle, gone),
+        (idle, replace(gone, message="the same with another number in it")),
+        (idle, well),
+        (said, gone),  # the decision says it itself
+    ]
+    for at, (decision, metrics) in enumerate(course):
+        ledger.decided(replace(decision, at=START + at, metrics_available=metrics))
+    assert [(event.at, event.message) for event in ledger.events] == [
+        (2.0, "metrics of 1 of 2 pools are missing (...)"),
+        (4.0, "the metrics of all pools are there again"),
     ]
 
 

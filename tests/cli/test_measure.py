@@ -1,5 +1,8 @@
 """From Envoy's counters to what the decision sees: exact differences, over restarts too."""
 
+from pathlib import Path
+
+import httpx
 import pytest
 
 from cli.readings_of import reading, scrape
@@ -8,7 +11,12 @@ from meritorder_api.reasons import Missing as Why
 from meritorder_cli.measure import Ring, gather
 from meritorder_cli.readings import Meter
 from meritorder_core.inputs import Missing, PerMillionTokens, ReplicaHour, Sample
+from meritorder_router.agent.embedded import EmbeddedRouter
 from meritorder_router.agent.scrape import Scrape
+from support.fakepool import Behaviour, FakePool
+from support.ports import free_ports
+from support.tables import pool, table
+from support.waiting import until
 
 START = 1_800_000_000.0
 
@@ -65,6 +73,42 @@ def test_failures_are_told_from_clients_that_went_away() -> None:
         ("cheap", "0", "DC"): 5,
     }
     assert Meter().read(Scrape(epoch=1, requests=counted), START).failed() == 5
+
+
+def test_streams_that_were_cut_are_failures() -> None:
+    # They have the code that they began with; what ended them is in the flags.
+    counted = {("cheap", "200", "-"): 90, ("cheap", "200", "UC"): 2, ("cheap", "200", "URX,UPE"): 1}
+    seen = Meter().read(Scrape(epoch=1, requests=counted), START)
+    assert seen.failed() == 3
+    assert seen.answered("cheap") == 93
+
+
+def test_an_increase_ends_where_it_is_told_to() -> None:
+    ring = ring_of(a_spec(), *({"cheap": (10 * n, 0), "dear": (0, 0)} for n in range(15)))
+    assert ring.increase("total", "cheap", 5) == 50
+    assert ring.increase("total", "cheap", 5, until=START + 9.5) == 50
+    assert ring.increase("total", "cheap", 5, until=START + 2) == 20
+    assert ring.increase("total", "cheap", 5, until=START - 1) == 0
+    assert Ring(a_spec()).increase("total", "cheap", 5) == 0
+
+
+async def test_a_real_envoy_tells_a_cut_stream_as_such(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    async with (
+        FakePool("a") as server,
+        EmbeddedRouter(listen=f"127.0.0.1:{port}", directory=tmp_path / "r") as router,
+        httpx.AsyncClient(base_url=router.base_url) as client,
+    ):
+        await router.apply(table([pool(server)]))
+        server.behaviour = Behaviour(kind="truncate", chunks=4)
+        with pytest.raises(httpx.RemoteProtocolError):
+            await client.post("/chat/completions", json={"stream": True})
+
+        async def failed() -> float:
+            found = await router.scrape()
+            return Meter().read(found, START).failed() if found is not None else 0
+
+        assert await until(failed, 10, "a failure") == 1
 
 
 def test_a_sample_is_the_difference_of_two_readings() -> None:

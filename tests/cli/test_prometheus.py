@@ -3,12 +3,15 @@
 import asyncio
 import json
 import random
+import re
 from pathlib import Path
 
 import httpx
+import pytest
 
 from cli.command import started
 from meritorder_sim.arrivals import Fixed, Mix, Phase, Schedule, plan
+from meritorder_sim.faults import FaultChange
 from meritorder_sim.load import Target, run_load
 from meritorder_sim.pools import SimulatedPools
 from meritorder_sim.pools_file import parse_pools_file
@@ -74,6 +77,44 @@ async def test_measures_an_engine_and_prices_a_pool_by_prometheus(
         pool["state"] for tick in document["series"] for pool in tick["pools"] if pool["name"] == "cheap"
     }
     assert states & {"Meets", "Unsure"}, states
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (FaultChange(error_percent=40), "cheap [0-9]+ % failed or slower than 2.00 s over"),
+        (
+            FaultChange(metrics="frozen"),
+            "VLLM's counters stand still or are not there, but the routers saw [0-9]+ requests completed",
+        ),
+    ],
+    ids=["an engine that fails", "an engine that does not count"],
+)
+async def test_adds_what_only_its_envoy_knows_of_an_engine(
+    prometheus: StartPrometheus, tmp_path: Path, fault: FaultChange, said: str
+) -> None:
+    policy, port = tmp_path / "policy.yaml", free_port()
+    async with SimulatedPools(parse_pools_file(POOLS)) as pools:
+        ports = {name: addresses[0].port for name, addresses in pools.addresses.items()}
+        policy.write_text(POLICY.format(**ports))
+        server = await asyncio.to_thread(prometheus)
+        server.set_targets("engines", [f"127.0.0.1:{ports['cheap']}"], {"service": "cheap"})
+        await asyncio.to_thread(server.wait_for, "vllm:num_requests_running")
+        pools["cheap"].set_faults(fault)
+        run = started(
+            tmp_path / "log",
+            *("run", "-f", str(policy), "--listen", str(port), "--prometheus-url", server.url),
+        )
+        with run:
+            await until(lambda: asyncio.to_thread(answers, port), 30, "the endpoint answers")
+            mix = Mix(prompt_tokens=Fixed(300), output_tokens=Fixed(30), stream_percent=0, max_tokens="none")
+            requests = plan(Schedule(phases=(Phase(40, 14),)), mix, random.Random(1))
+            load = asyncio.create_task(run_load(Target(url=f"http://127.0.0.1:{port}"), requests))
+            try:
+                await until(lambda: re.search(said, run.log_text()), 40, f"`{said}` is said")
+            finally:
+                load.cancel()
+                await asyncio.gather(load, return_exceptions=True)
 
 
 async def test_says_what_it_does_not_know_without_prometheus(tmp_path: Path) -> None:

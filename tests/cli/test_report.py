@@ -1,15 +1,19 @@
 """The HTML report, built from the JSON of a run and opened in a real browser."""
 
+import io
 import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from cli.browser import Look, look
 from cli.scenario import document
-from meritorder_cli.report import build
+from meritorder_cli.document import Document, Windows
+from meritorder_cli.report import build, words
+from meritorder_cli.summary import summarize
 
 _ASK = """
 <script>
@@ -69,7 +73,7 @@ def test_draws_every_chart_and_says_what_is_under_the_pointer(page: Path, tmp_pa
     ]
     at, *shares = answer["tips"]["share"].split("\n")
     tick = document().series[int(at.removeprefix("0:")) - 1]
-    assert shares == [f"{pool.name} {(pool.share or 0) * 100:.0f} %" for pool in tick.pools]
+    assert shares == [f"{pool.name} {pool.share_percent} %" for pool in tick.pools]
     assert "limit" in answer["tips"]["flight:a100"]
     assert answer["left"] == 0
 
@@ -101,13 +105,45 @@ def test_carries_the_json_that_it_is_made_of() -> None:
     assert 'alert("x")' not in page.replace(inside[0], "")
 
 
+def test_shares_add_up_to_a_hundred() -> None:
+    run = document().to_json()
+    for pool in run["contenders"][0]["pools"]:
+        pool["requests"] = 700
+    page = build(run)
+    assert re.findall(r'data-name="Share">(\d+ %)<', page) == ["34 %", "33 %", "33 %"]
+    assert "34 % went to l40s, the cheapest pool" in page
+    console = Console(file=io.StringIO(), width=120, color_system=None)
+    with console.capture() as capture:
+        console.print(summarize(Document.model_validate(run)))
+    assert re.findall(r"700 +(\d+ %)", capture.get()) == ["34 %", "33 %", "33 %"]
+
+
 def test_says_whether_the_promise_was_kept() -> None:
     run = document().to_json()
-    assert "The SLA was met: 97.2 % of 2,210 requests" in build(run)
+    judged = "97.2 % of 2,210 requests finished within 2.00 s (95 % are promised)"
+    page = build(run)
+    assert f"The SLA was met over the whole run, but only in 7 of 8 windows of 10 s: {judged}" in page
+    assert "p95, target 2.00 s; met in 7 of 8 windows of 10 s" in page
+    run["contenders"][0]["windows"]["met"] = 8
+    assert f"The SLA was met in 8 of 8 windows of 10 s: {judged}" in build(run)
+    run["contenders"][0]["windows"] = {"total": 0, "met": 0}
+    assert f"met over the whole run, with too few requests to judge a window: {judged}" in build(run)
+    run["contenders"][0]["windows"] = {"total": 8, "met": 3}
     run["contenders"][0]["requests"]["slow"] = 200
-    assert "The SLA was missed: 91.0 % of 2,210 requests" in build(run)
+    said = (
+        "The SLA was missed over the whole run, and met in 3 of 8 windows of 10 s: 91.0 % of 2,210 requests"
+    )
+    assert said in build(run)
     run["contenders"][0]["requests"] = {"total": 7, "slow": 0, "failed": 0}
     assert "Too few requests to judge the SLA" in build(run)
+
+
+def test_says_in_how_many_windows_it_was_kept() -> None:
+    run = document()
+    assert words.windows(run) == "met in 7 of 8 windows of 10 s"
+    none = run.contenders[0].model_copy(update={"windows": Windows(total=0, met=0)})
+    short = run.model_copy(update={"contenders": [none]})
+    assert words.windows(short) == "no whole window of 10 s with enough requests to judge"
 
 
 def test_survives_a_run_without_a_request() -> None:

@@ -331,6 +331,27 @@ async def test_serves_over_servers_that_are_not_ours(
     assert contender["pools"][0]["completionTokens"] is None
 
 
+async def test_has_a_routing_from_its_first_request_on(
+    servers: tuple[PlainServer, PlainServer], tmp_path: Path
+) -> None:
+    policy, port = tmp_path / "policy.yaml", free_port()
+    hosts = "{{hosts: [{{host: 127.0.0.1, port: {}}}]}}"
+    policy.write_text(POLICY.format(cheap=hosts.format(servers[0].port), dear=hosts.format(servers[1].port)))
+    run = started(tmp_path / "log", "run", "-f", str(policy), "--listen", str(port), "--seconds", "3")
+    with run:
+        async with httpx.AsyncClient(timeout=10) as client:
+            # Asked all the while, so that the first moment in which somebody listens is not missed.
+            first = await until(
+                lambda: client.post(f"http://127.0.0.1:{port}/v1/chat/completions", json={}),
+                30,
+                "an answer",
+                interval_seconds=0.002,
+                retry_on=(httpx.ConnectError,),
+            )
+        assert (first.status_code, first.text[:10]) == (200, '{"choices"')
+        assert await asyncio.to_thread(run.wait, 30) == 0
+
+
 async def test_says_that_a_pool_does_not_answer_and_serves_with_the_others(
     servers: tuple[PlainServer, PlainServer], policy: Path, tmp_path: Path
 ) -> None:

@@ -167,6 +167,13 @@ def test_says_that_a_port_is_taken(policy: Path) -> None:
         )
 
 
+def test_says_that_an_address_is_not_this_machines(policy: Path) -> None:
+    assert refusal("run", "-f", str(policy), "--listen", "192.0.2.1:8089", code=1) == (
+        "cannot listen on 192.0.2.1:8089: cannot assign requested address; "
+        "choose another address with --listen"
+    )
+
+
 def test_says_that_no_pool_can_be_reached(policy: Path) -> None:
     message = refusal("run", "-f", str(policy), "--listen", _free(), code=1)
     assert message == "no pool can be reached: nothing answers at 127.0.0.1:1"

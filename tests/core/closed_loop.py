@@ -101,13 +101,17 @@ class Loop:
         lag: float = 0.4,
         prices: Mapping[str, Price] | None = None,
         fixed: Mapping[str, int] | None = None,
+        usage: Callable[[float], float] = lambda _: 1.0,
     ) -> None:
+        """`usage` is the share of the answers that tell their tokens, over time."""
         self.spec = spec
         self.rate = rate
         self.sizes = sizes
         self.random = random.Random(seed)
         self.scrape, self.interval, self.lag = scrape, interval, lag
         self.fixed = fixed
+        self.usage = usage
+        self._telling = random.Random(seed)
         self.pools = {name: _Pool(setup, []) for name, setup in pools.items()}
         for name in self.pools:
             self.scale(name, pools[name].replicas)
@@ -272,7 +276,9 @@ class Loop:
         pool.counters.total += 1
         pool.counters.slow += request.slow
         pool.counters.seconds += whole
-        pool.counters.tokens += job.output_tokens
+        share = self.usage(self.now)
+        if share >= 1 or self._telling.random() < share:
+            pool.counters.tokens += job.output_tokens
         pool.counters.prompt += job.prompt_tokens
         pool.latencies.append((self.now, judged * 1000))
 

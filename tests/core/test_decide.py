@@ -81,7 +81,36 @@ def test_does_not_grow_where_more_room_would_not_be_used() -> None:
     before = with_limit(started(spec), "l40s", 20.0)
     decision = following(spec, before, 30, {"l40s": sample(NOON + 29, 25), "h100": idle(NOON + 29)})
     assert (decision.action, decision.reason) == (Action.HOLD, Reason.NOT_LIMIT_BOUND)
-    assert decision.message == "l40s has room: 5 in flight of 20 per replica"
+    assert decision.message == "l40s has room: 5 of 20 in flight per replica"
+
+
+def test_room_is_said_per_replica_as_the_limit_is() -> None:
+    spec = policy()
+    before = with_limit(started(spec), "l40s", 20.0)
+    seen = {"l40s": sample(NOON + 29, 75), "h100": idle(NOON + 29)}
+    decision = following(spec, before, 30, seen, ready={"l40s": 3})
+    assert (decision.action, decision.reason) == (Action.HOLD, Reason.NOT_LIMIT_BOUND)
+    assert decision.message == "l40s has room: 5 of 20 in flight per replica"
+
+
+def test_room_is_never_said_to_be_more_than_full() -> None:
+    spec = policy()
+    before = with_limit(started(spec), "l40s", 3.0)
+    seen = {"l40s": sample(NOON + 29, 25, mean_seconds=1.094), "h100": idle(NOON + 29)}
+    decision = following(spec, before, 30, seen)
+    assert (decision.action, decision.reason) == (Action.HOLD, Reason.NOT_LIMIT_BOUND)
+    assert decision.message == "l40s has room: under 1 % of the requests went past its limit of 3 per replica"
+
+
+def test_a_size_class_that_holds_is_named() -> None:
+    spec = policy()
+    before = with_limit(started(spec), "l40s", 20.0)
+    seen = {"l40s": sample(NOON + 29, 25, classes={128: counts(25)}), "h100": idle(NOON + 29)}
+    decision = following(spec, before, 30, seen)
+    assert decision.message == "new size classes begin with their pool's limit: l40s up to 128 tokens"
+    seen = {"l40s": sample(NOON + 34, 25, classes={128: counts(25)}), "h100": idle(NOON + 34)}
+    decision = following(spec, decision, 35, seen)
+    assert decision.message == "l40s up to 128 tokens has room: 5 of 20 in flight per replica"
 
 
 def test_between_scrapes_nothing_is_learned() -> None:
@@ -169,6 +198,17 @@ def test_cuts_deep_and_says_who_takes_it_when_a_pool_slows_down() -> None:
         spec, decision, 70, {"l40s": sample(NOON + 70, 60, 60, mean_seconds=3.0), "h100": idle(NOON + 70)}
     )
     assert (settling.action, settling.reason) == (Action.HOLD, Reason.SETTLING)
+    assert settling.message == f"l40s settles at limit {after:g}: for 20 s more"
+    last = following(spec, settling, 89.8, {"l40s": idle(NOON + 89.8), "h100": idle(NOON + 89.8)})
+    assert last.message == f"l40s settles at limit {after:g}: for 1 s more"
+
+
+def test_says_that_a_drained_pool_may_have_failed_rather_than_been_slow() -> None:
+    spec = policy()
+    failing = sample(NOON + 10, 20, 3, mean_seconds=0.9, attained=990.0)
+    decision = following(spec, started(spec), 10, {"l40s": failing, "h100": sample(NOON + 10, 50)})
+    assert (decision.action, decision.reason) == (Action.DRAIN, Reason.MISSES_AT_MINIMUM)
+    assert decision.message.startswith("l40s 15 % failed or slower than 2.00 s over 20 requests: drained")
 
 
 def test_drains_a_pool_that_misses_at_its_minimum_and_looks_again() -> None:
@@ -473,3 +513,16 @@ def test_recommend_is_at_rest_when_nothing_moves_even_with_nothing_routed() -> N
         seen = {"l40s": sample(NOON + 5 * k, 100), "h100": sample(NOON + 5 * k, 100)}
         decision = decide(spec, decision.learned, inputs(NOON + 5 * k, seen), current=None)
     assert (decision.action, decision.reason) == (Action.HOLD, Reason.RECOMMEND_MODE)
+
+
+@pytest.mark.parametrize(("class_tells", "tokens"), [(True, 3000.0), (False, 0.0)])
+def test_tokens_of_size_classes_are_not_the_pools_own(class_tells: bool, tokens: float) -> None:
+    spec = policy()
+    before = with_limit(started(spec), "l40s", 20.0)
+    classed = counts(10) if class_tells else replace(counts(10), completion_tokens=None)
+    seen = {"l40s": sample(NOON + 29, 25, classes={128: classed}), "h100": idle(NOON + 29)}
+    learned = following(spec, before, 30, seen).learned.pools["l40s"]
+    (look,) = learned.main.looks
+    assert (look.total, look.tokens) == (15, tokens)
+    (look,) = learned.classes[128].looks
+    assert (look.total, look.tokens) == (10, 2000.0 if class_tells else 0.0)

@@ -6,11 +6,13 @@ best.
 
 import math
 import random
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from core.building import missing
-from core.closed_loop import Loop, PoolSetup, reversals
+from core.closed_loop import START, Loop, PoolSetup, reversals
 from meritorder_api.policy import InferencePolicySpec
 from meritorder_sim.profiles import LinearProfile, built_in
 
@@ -79,6 +81,45 @@ def test_past_its_capacity_the_cheap_pool_carries_what_the_best_fixed_limit_woul
     assert world.carried("cheap", begin, world.now) >= 0.95 * best.carried("cheap", begin, world.now)
     windows = world.slow_windows(10 + 2 * WINDOW, world.now)
     assert sum(share > 0.05 for share in windows) <= 1
+
+
+def alike(rate: Callable[[float], float], *, seed: int, **more: Any) -> Loop:
+    """Requests that are all alike take 600 ms + 10 ms for each in flight on the cheap pool: at 40 all are at
+    the target."""
+    pools = {"cheap": (11.0, 0.2), "middle": (10.0, 0.1), "fast": (9.5, 0.04)}
+    return Loop(
+        policy(targetMilliseconds=1000),
+        {
+            name: PoolSetup(profile=LinearProfile(name=name, tpot=(a, b, 0.0), ttft=(50.0, 0.0, 0.0)))
+            for name, (a, b) in pools.items()
+        },
+        rate=rate,
+        sizes=lambda _: (100, 50),
+        seed=seed,
+        scrape=2.0,
+        interval=2.0,
+        **more,
+    )
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_where_all_requests_pass_the_target_at_once_the_limit_stays_on_this_side(seed: int) -> None:
+    rate = lambda t: 4.0 if t < 90 else 58.0  # noqa: E731
+    world = alike(rate, seed=seed)
+    world.run(90 + 30 * WINDOW)
+    best = alike(rate, seed=seed, fixed={"cheap": 40, "middle": math.inf})
+    best.run(world.now)
+    begin = 90 + 2 * WINDOW
+    assert world.carried("cheap", begin, world.now) >= 0.95 * best.carried("cheap", begin, world.now)
+    assert max(world.slow_windows(begin, world.now)) <= 0.05
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_from_nothing_under_full_load_the_cheap_pool_is_soon_full(seed: int) -> None:
+    world = alike(lambda _: 58.0, seed=seed)
+    world.run(7 * WINDOW)
+    assert world.carried("cheap", 2 * WINDOW, 7 * WINDOW) >= 0.85 * 39.5  # what a limit of 40 carries
+    assert max(world.slow_windows(0, world.now)) <= 0.05
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
@@ -168,6 +209,27 @@ def test_an_idle_night_leaves_the_limits_as_they_were() -> None:
     assert night == {evening}
     assert {d.sla_met.reason for d in world.decisions if 470 < d.at - 1_000_000 < 598} == {"NoTraffic"}
     assert max(world.slow_windows(90, 700)) <= 0.05
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_pool_that_is_twice_as_fast_again_is_back_within_four_windows(seed: int) -> None:
+    """It shows in the seconds per token, which fewer requests prove than the seconds per request."""
+    world = loop(18.0, seed=seed)
+    world.at(200, lambda: world.slow_down("cheap", 2.0))
+    world.at(350, lambda: world.slow_down("cheap", 1.0))
+    world.run(350 + 6 * WINDOW)
+    before = [limit for at, limit in world.limits("cheap") if at < 200][-1]
+    back = [at for at, limit in world.limits("cheap") if at > 350 and limit >= 0.8 * before]
+    assert back[0] - 350 <= 4 * WINDOW
+    assert sum(world.slow_windows(350, world.now)) / 6 <= 0.01
+
+
+@pytest.mark.parametrize("before", [0.0, 0.3])
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_more_answers_that_tell_their_tokens_are_no_faster_pool(seed: int, before: float) -> None:
+    world = loop(24.0, seed=seed, usage=lambda at: before if at < 350 else 1.0)
+    world.run(500)
+    assert not [d.message for d in world.decisions if d.at - START > 350 and d.reason.value == "Recovered"]
 
 
 def test_a_pool_that_fails_a_fifth_of_its_requests_is_cut_for_errors() -> None:

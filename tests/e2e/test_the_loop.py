@@ -21,7 +21,10 @@ from support.waiting import wait_until
 pytestmark = pytest.mark.timeout(900)
 
 
-@pytest.fixture(params=["system", pytest.param("slow_system", marks=pytest.mark.slow)])
+# A test of seven windows of a minute is over the limit that tests have otherwise.
+@pytest.fixture(
+    params=["system", pytest.param("slow_system", marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
+)
 def paced(request: pytest.FixtureRequest) -> System:
     """The running system; with `-m slow` the one that is scraped every 15 s and has a window of 60 s."""
     found: System = request.getfixturevalue(request.param)

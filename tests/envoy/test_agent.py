@@ -419,7 +419,7 @@ async def test_says_that_its_address_is_taken(tmp_path: Path, start_pool: StartP
     agent.start()
 
     assert await asyncio.to_thread(agent.wait, 10) == 1
-    assert f"cannot listen on 127.0.0.1:{a.port}: Address already in use" in agent.log_text()
+    assert f"cannot listen on 127.0.0.1:{a.port}: another process listens there" in agent.log_text()
 
 
 async def test_verifies_the_server_by_the_ca_as_it_is_now(tmp_path: Path, start_pool: StartPool) -> None:

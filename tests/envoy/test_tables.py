@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import json
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,10 +16,12 @@ from hypothesis import strategies as st
 
 from meritorder_api.table import RoutingTable
 from meritorder_router.agent.applier import Applied
-from meritorder_router.agent.embedded import EmbeddedRouter
+from meritorder_router.agent.embedded import CannotStart, EmbeddedRouter
 from meritorder_router.agent.validate import Refused, parse
 from support.fakepool import FakePool
+from support.ports import free_ports
 from support.tables import pool, table
+from support.waiting import until
 
 StartPool = Callable[[str], Awaitable[FakePool]]
 CHAT = "/chat/completions"
@@ -236,6 +240,46 @@ async def test_envoy_takes_whatever_passes_the_checks(router: EmbeddedRouter) ->
 
     assert len(tables) > 30
     assert refused == []
+
+
+async def test_serves_a_table_that_it_is_started_with_from_the_first_request_on(
+    start_pool: StartPool, tmp_path: Path
+) -> None:
+    a = await start_pool("a")
+    (listen,) = free_ports(1)
+    router = EmbeddedRouter(listen=f"127.0.0.1:{listen}", directory=tmp_path / "r")
+    router.prepare()
+    assert isinstance(await router.apply(table([pool(a)])), Applied)
+    start = asyncio.create_task(router.start())
+    try:
+        async with httpx.AsyncClient(base_url=router.base_url) as client:
+            # Asked all the while, so that the first moment in which somebody listens is not missed.
+            first = await until(
+                lambda: client.post(CHAT, json={}),
+                30,
+                "an answer",
+                interval_seconds=0.002,
+                retry_on=(httpx.ConnectError,),
+            )
+        await start
+        assert (first.status_code, first.headers["x-meritorder-answered-by"]) == (200, "a")
+    finally:
+        await router.stop()
+
+
+async def test_does_not_start_with_a_table_that_envoy_rejects(
+    start_pool: StartPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (listen,) = free_ports(1)
+    router = EmbeddedRouter(listen=f"127.0.0.1:{listen}", directory=tmp_path / "r")
+    router.prepare()
+    monkeypatch.setattr("meritorder_router.render.routes.choice_script", lambda *_: "not Lua")
+    await router.apply(table([pool(await start_pool("a")), pool(await start_pool("b"))]))
+
+    with pytest.raises(CannotStart, match=r"Envoy refuses the routing table: .*rds\.json"):
+        await router.start()
+
+    assert router.pid is None
 
 
 async def test_takes_back_what_envoy_rejects(

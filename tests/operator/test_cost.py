@@ -72,7 +72,7 @@ def test_two_hundred_policies_cost_little(
     def traffic() -> None:
         for router in routers:
             for pool in PRICES:
-                router.completed(pool, 20, slow=1, milliseconds=900)
+                router.completed(pool, 20, slow=1, milliseconds=900, tokens=200)
 
     exporter.before_scrape = traffic
     quiet(operator, 20)

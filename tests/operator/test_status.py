@@ -180,6 +180,17 @@ def test_says_everything_in_the_words_of_the_api() -> None:
     assert made["cheapestMix"]["replicas"] == {"l40s": 2, "h100": 1}
 
 
+def test_shares_add_up_to_a_hundred() -> None:
+    thirds = tuple(
+        PoolReport(name=name, verdict=Verdict.MEETS, reason="Meets", share=1 / 3)
+        for name in ("l40s", "a100", "h100")
+    )
+    made = compose(a_decision(pools=thirds))
+
+    assert [pool["sharePercent"] for pool in made["pools"]] == [34, 33, 33]
+    assert made["summary"]["cheapest"] == "l40s 34%"
+
+
 def test_a_routing_is_the_plan_again() -> None:
     assert status.plan_of(compose()["routing"]) == a_plan()
     assert status.plan_of(None) is None
@@ -277,6 +288,35 @@ def test_a_transition_is_dated_only_when_the_status_flips() -> None:
             "False",
             "RefusedByAgent",
             "agent a refused its table: bad pool; 1 more refused",
+        ),
+        (
+            programmed(
+                refused=[
+                    {"agent": "a", "reason": "CANotMounted: pool `l40s`: its CA is not mounted"},
+                    {"agent": "b", "reason": "KeyNotMounted: pool `h100`: its API key is not mounted"},
+                    {"agent": "c", "reason": "KeyNotMounted: pool `h100`: its API key is not mounted"},
+                ]
+            ),
+            "False",
+            "KeyNotMounted",
+            "agent b: pool `h100`: its API key is not mounted; 1 more said so",
+        ),
+        (
+            programmed(refused=[{"agent": "a", "reason": "CANotMounted: pool `l40s`: its CA is not there"}]),
+            "False",
+            "CANotMounted",
+            "agent a: pool `l40s`: its CA is not there",
+        ),
+        (
+            programmed(
+                refused=[
+                    {"agent": "a", "reason": "KeyNotMounted: pool `h100`: its API key is not mounted"},
+                    {"agent": "b", "reason": "bad pool"},
+                ]
+            ),
+            "False",
+            "RefusedByAgent",
+            "agent b refused its table: bad pool",
         ),
         (programmed(problems=["pool `l40s`: no Service `x`"]), "False", "BackendNotFound", "no Service"),
         (programmed(problems=["key `k` is not mounted"]), "False", "KeyNotMounted", "not mounted"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from meritorder_api import metric_names as m
@@ -77,14 +78,24 @@ class RouterSeries:
         self.exporter.set(m.CLIENT_SLOW, 0, **self._own)
 
     def completed(
-        self, pool: str, total: float, *, slow: float = 0, milliseconds: float = 1000, size: str = ""
+        self,
+        pool: str,
+        total: float,
+        *,
+        slow: float = 0,
+        milliseconds: float = 1000,
+        size: str = "",
+        tokens: float = 0,
     ) -> None:
-        """Count requests, `milliseconds` each, of a size class if given."""
+        """Count requests, `milliseconds` each, of a size class if given; with `usage` if they tell tokens."""
         own = {**self._own, "pool": pool}
         sized = {**own, "class": size} if size else own
         self.exporter.add(m.SAMPLES, total, **sized)
         self.exporter.add(m.SAMPLES_SLOW, slow, **sized)
         self.exporter.add(m.POOL_MILLISECONDS, total * milliseconds, **own)
+        if tokens:
+            self.exporter.add(m.PROMPT_TOKENS, total * tokens * 5, **own)
+            self.exporter.add(m.COMPLETION_TOKENS, total * tokens, **own)
         self.exporter.add(m.CLIENT_REQUESTS, total, **self._own)
         self.exporter.add(m.CLIENT_SLOW, slow, **self._own)
 
@@ -140,6 +151,44 @@ class Watcher:
         )
         assert isinstance(seen, Missing)
         return seen
+
+
+class Learner(Watcher):
+    """Learns from each new sample of one pool while it may, and says how far it got."""
+
+    def __init__(self, source: PrometheusSource, request: PolicyRequest, pool: str) -> None:
+        super().__init__(source, replace(request, learned_until={}))
+        self.pool = pool
+        self.may = True
+        self.learned: list[Sample] = []
+        self.lost = 0
+        """Samples that were given out while nothing could be learned."""
+
+    async def look(self) -> Inputs:
+        """Gather once, and learn."""
+        before = len(self.samples.get(self.pool, ()))
+        inputs = await super().look()
+        new = self.samples[self.pool][before:]
+        if not self.may:
+            self.lost += len(new)
+            return inputs
+        observation = inputs.pools[self.pool].observation
+        until = self.request.learned_until or {}
+        if isinstance(observation, Sample) and observation.at > until.get(self.pool, 0.0):
+            self.learned.append(observation)
+            self.request = replace(self.request, learned_until={self.pool: observation.at})
+        return inputs
+
+    @property
+    def total(self) -> float:
+        """Requests learned from."""
+        return sum(sample.recent.total for sample in self.learned)
+
+    async def loses(self, samples: int) -> None:
+        """Learn from none of so many samples."""
+        self.may, self.lost = False, 0
+        await self.until(lambda _: self.lost >= samples, f"{samples} samples are lost")
+        self.may = True
 
 
 def scraping(prometheus: Callable[..., Prometheus], addresses: list[str], interval: str = "1s") -> Prometheus:

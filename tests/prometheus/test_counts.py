@@ -14,7 +14,17 @@ from meritorder_operator.prometheus.client import Server
 from meritorder_operator.prometheus.queries import ROUTER
 from meritorder_operator.prometheus.source import PrometheusSource
 from prometheus.exporter import Exporter
-from prometheus.routers import NAMESPACE, POLICY, RouterSeries, Watcher, a_request, a_spec, sampled, scraping
+from prometheus.routers import (
+    NAMESPACE,
+    POLICY,
+    Learner,
+    RouterSeries,
+    Watcher,
+    a_request,
+    a_spec,
+    sampled,
+    scraping,
+)
 from servers.prometheus import Prometheus
 from support.waiting import until
 
@@ -193,6 +203,44 @@ async def test_one_failed_scrape_counts_nothing_twice(
     assert counted(watcher) == (500, 100)
 
 
+async def test_samples_that_nobody_learned_from_are_part_of_the_next(
+    exporter: Exporter, router: RouterSeries, server: Server, source: PrometheusSource
+) -> None:
+    learner = Learner(source, a_request(server), "l40s")
+    await learner.sees("l40s", sampled, "the first sample")
+
+    exporter.before_scrape = lambda: router.completed("l40s", 7, slow=1, milliseconds=500)
+    await scraped(learner, exporter, 2)
+    await learner.loses(3)
+    await scraped(learner, exporter, 2)
+    await learner.loses(1)
+    await settled(learner, exporter)
+
+    total = told(exporter)
+    assert learner.total == total
+    assert sum(sample.recent.slow for sample in learner.learned) == total / 7
+    assert sum(sample.recent.latency_sum_seconds for sample in learner.learned) == pytest.approx(total / 2)
+    assert sum(sample.recent.seconds for sample in learner.learned[1:]) == pytest.approx(
+        learner.learned[-1].at - learner.learned[0].at, abs=0.01
+    )
+
+
+async def test_what_was_lost_for_longer_than_a_window_is_given_up(
+    exporter: Exporter, router: RouterSeries, server: Server, source: PrometheusSource
+) -> None:
+    learner = Learner(source, a_request(server, a_spec(window=5)), "l40s")
+    exporter.before_scrape = lambda: router.completed("l40s", 7)
+    await learner.sees("l40s", sampled, "the first sample")
+
+    await learner.loses(8)
+    seen = len(learner.learned)
+    await learner.until(lambda _: len(learner.learned) > seen, "the next is learned from")
+
+    next_one = learner.learned[seen].recent
+    assert 5 - 1.1 <= next_one.seconds <= 5 + 1.1
+    assert next_one.total == pytest.approx(7 * next_one.seconds, abs=7)
+
+
 async def test_a_restarted_operator_judges_by_what_was_before(
     exporter: Exporter, router: RouterSeries, server: Server, source: PrometheusSource
 ) -> None:
@@ -294,6 +342,31 @@ async def test_an_edited_target_begins_new_counts(
 
     last = watcher.samples["l40s"][-1]
     assert (last.window.total, last.window.slow) == (50, 0)
+
+
+async def test_completion_tokens_are_counted_for_every_policy_and_prompts_where_they_are_paid(
+    exporter: Exporter, router: RouterSeries, server: Server, source: PrometheusSource
+) -> None:
+    watcher = Watcher(source, a_request(server))
+    await watcher.sees("l40s", sampled, "the first sample")
+    router.completed("l40s", 10, tokens=200)
+    router.completed("h100", 10)
+    await scraped(watcher, exporter, 2)
+    await settled(watcher, exporter)
+
+    told = [sample.recent for sample in watcher.samples["l40s"] if sample.recent.total]
+    assert [(counts.completion_tokens, counts.prompt_tokens) for counts in told] == [(2000, None)]
+    assert {sample.recent.completion_tokens for sample in watcher.samples["h100"]} == {None}
+    assert "router_prompt_tokens" not in source.stats
+
+    metered = {"cost": {"perMillionTokens": {"input": "0.14", "output": "0.28"}}}
+    watcher.request = a_request(server, a_spec(pools={"l40s": metered, "h100": {}}))
+    await scraped(watcher, exporter, 2)
+    router.completed("l40s", 10, tokens=200)
+    await scraped(watcher, exporter, 2)
+    await settled(watcher, exporter)
+    _, paid = [sample.recent for sample in watcher.samples["l40s"] if sample.recent.total]
+    assert (paid.completion_tokens, paid.prompt_tokens) == (2000, 10000)
 
 
 async def test_answers_without_usage_are_told_where_tokens_matter(

@@ -13,7 +13,7 @@ from meritorder_core.inputs import Missing, PerMillionTokens, ReplicaHour, Sampl
 from meritorder_operator.prometheus.client import Server
 from meritorder_operator.prometheus.source import PrometheusSource
 from prometheus.exporter import Exporter
-from prometheus.routers import NAMESPACE, RouterSeries, Watcher, a_request, a_spec, sampled
+from prometheus.routers import NAMESPACE, Learner, RouterSeries, Watcher, a_request, a_spec, sampled
 from servers.prometheus import Prometheus
 
 EDGES = ("0.5", "1.0", "2.0", "2.5", "5.0", "+Inf")
@@ -85,6 +85,24 @@ async def test_a_target_at_a_bucket_s_edge_is_counted_exactly(
     assert sample.window.latency_sum_seconds == pytest.approx(8.7)
     assert sample.in_flight == 3
     assert isinstance(watcher.inputs and watcher.inputs.pools["h100"].observation, Sample)
+
+
+async def test_samples_of_an_engine_that_nobody_learned_from_are_part_of_the_next(
+    engine_exporter: Exporter, router: RouterSeries, server: Server, source: PrometheusSource
+) -> None:
+    engine = vllm(engine_exporter)
+    learner = Learner(source, a_request(server, measured_by("VLLM")), "l40s")
+    await learner.sees("l40s", sampled, "a sample")
+
+    engine.completed(0.4, 1.2)
+    await learner.sees("l40s", seen_with(2), "they are counted")
+    engine.completed(1.9, 2.2, 3.0)
+    await learner.loses(4)
+    engine.completed(0.4)
+    await learner.until(lambda _: learner.total >= 6, "all are learned from")
+    await learner.until(lambda _: len(learner.samples["l40s"]) >= 10, "more samples")
+
+    assert learner.total == 6
 
 
 async def test_a_target_between_edges_says_its_error(
@@ -235,3 +253,18 @@ async def test_a_users_own_queries_are_asked(
     unpriced = inputs.pools["h100"].price
     assert isinstance(unpriced, Missing)
     assert unpriced.message == "the query of its price gives 0 series; must give one value that is 0 or more"
+
+
+async def test_custom_queries_reach_back_over_samples_that_nobody_learned_from(
+    router: RouterSeries, server: Server, source: PrometheusSource
+) -> None:
+    custom = {"total": "vector(100)", "slow": "vector(7)", "inFlight": "vector(4)"}
+    spec = a_spec(window=6, pools={"l40s": {"metrics": {"engine": "Custom", "custom": custom}}, "h100": {}})
+    learner = Learner(source, a_request(server, spec), "l40s")
+    await learner.until(lambda _: len(learner.learned) >= 2, "two samples")
+
+    await learner.loses(2)
+    await learner.until(lambda _: len(learner.learned) >= 4, "two more samples")
+
+    # Half a window each, and a whole one after the loss.
+    assert [sample.recent.seconds for sample in learner.learned] == [3, 3, 6, 3]

@@ -12,7 +12,7 @@ from servers.prometheus import Prometheus
 
 def every_query() -> list[tuple[Query, tuple[str, ...], Match]]:
     """Each query with the labels and matchers that it is asked with."""
-    asked = [*queries.ROUTER, *queries.ROUTER_TOKENS, queries.ROUTER_FAILED]
+    asked = [*queries.ROUTER, queries.ROUTER_PROMPT, queries.ROUTER_FAILED]
     for pair in queries.ROUTER_ATTAINED.values():
         asked += pair
     found: list[tuple[Query, tuple[str, ...], Match]]

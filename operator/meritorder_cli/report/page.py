@@ -59,14 +59,14 @@ def _header(document: Document) -> str:
 
 def _cards(document: Document) -> str:
     figures = words.contender(document)
-    requests, windows = figures.requests, figures.windows
+    requests = figures.requests
     met = words.kept(document)
     cards = [
         (
             words.seconds(figures.attained_seconds),
             f"p{document.sla['percentile']}, target {words.seconds(words.target_seconds(document))}; "
-            f"met in {windows.met} of {windows.total} windows",
-            {True: "good", False: "bad", None: ""}[met],
+            f"{words.windows(document)}",
+            "bad" if met is False else "good" if met and figures.windows.met == figures.windows.total else "",
         ),
         (
             words.count(requests.total),
@@ -76,7 +76,7 @@ def _cards(document: Document) -> str:
     ]
     share = words.cheapest_share(document)
     if share is not None:
-        cards.append((words.percent(share[1]), f"of them on {share[0]}, the cheapest pool", ""))
+        cards.append((words.whole_percent(share[1]), f"of them on {share[0]}, the cheapest pool", ""))
     saving = words.token_saving(document)
     if saving is not None:
         cards.append(
@@ -118,7 +118,7 @@ def _events(document: Document) -> str:
 def _pools(document: Document) -> str:
     facts = {pool.name: pool for pool in document.pools}
     figures = words.contender(document).pools
-    total = sum(pool.requests for pool in figures)
+    shares = words.shares(document)
     heads = (
         "Pool",
         "Runs on",
@@ -145,7 +145,7 @@ def _pools(document: Document) -> str:
             price,
             words.count(fact.replicas if fact else None),
             words.count(pool.requests),
-            words.percent(pool.requests / total if total else None),
+            words.whole_percent(shares[pool.name]),
             words.seconds(pool.attained_seconds),
             f"{words.limit(pool.final_limit_per_replica)}{enforced}"
             if pool.final_limit_per_replica is not None

@@ -10,7 +10,7 @@
   const seconds = (ms) => (ms === null || ms === undefined ? "too few to say" : (ms / 1000).toFixed(2) + " s");
   const says = {
     load: (t) => [["all", number(t.requestsPerSecond, 1, " /s"), ""], ...each(t, (p) => number(p.requestsPerSecond, 1, " /s"))],
-    share: (t) => each(t, (p) => number(p.share === null ? null : p.share * 100, 0, " %")),
+    share: (t) => each(t, (p) => number(p.sharePercent, 0, " %")),
     latency: (t) => [["all", seconds(t.attainedMilliseconds), ""], ...each(t, (p) => seconds(p.attainedMilliseconds))],
     cost: (t) => [["ready", number(t.costPerHour, 2, " $/h"), ""], ["needed", number(t.neededPerHour, 2, " $/h"), ""],
       ["all on " + run.fallbackPool, number(t.baselinePerHour, 2, " $/h"), ""]],

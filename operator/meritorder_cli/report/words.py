@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from meritorder_cli.document import Contender, Document
+from meritorder_core.shares import whole_percents
 
 _KEPT = {
     "EndToEndLatency": "requests finished within",
@@ -28,6 +29,11 @@ def milliseconds(value: float | None) -> str:
 def percent(value: float | None, digits: int = 0) -> str:
     """A fraction as a percentage."""
     return DASH if value is None else f"{value * 100:.{digits}f} %"
+
+
+def whole_percent(value: int | None) -> str:
+    """A share that is already in whole percent."""
+    return DASH if value is None else f"{value} %"
 
 
 def dollars(value: float | str | None, digits: int = 2) -> str:
@@ -86,11 +92,47 @@ def token_saving(document: Document) -> float | None:
     return 1 - float(figures.reference_cost) / float(figures.reference_cost_on_fallback or 0)
 
 
-def cheapest_share(document: Document) -> tuple[str, float] | None:
-    """The first pool in merit order, and its share of the requests."""
+def shares(document: Document) -> dict[str, int | None]:
+    """Each pool's share of the requests in whole percent, in merit order; None where there was no request."""
     pools = contender(document).pools
     total = sum(pool.requests for pool in pools)
-    return (pools[0].name, pools[0].requests / total) if total else None
+    percents = whole_percents([pool.requests / total if total else None for pool in pools])
+    return {pool.name: part for pool, part in zip(pools, percents, strict=True)}
+
+
+def cheapest_share(document: Document) -> tuple[str, int] | None:
+    """The first pool in merit order, and its share of the requests in whole percent."""
+    name, part = next(iter(shares(document).items()))
+    return None if part is None else (name, part)
+
+
+def in_windows(document: Document) -> str:
+    """In how many of the windows the SLA was met, in words: `12 of 14 windows of 6 s`."""
+    judged = contender(document).windows
+    return f"{judged.met} of {judged.total} windows of {document.sla['windowSeconds']} s"
+
+
+def windows(document: Document) -> str:
+    """In how many windows the SLA was met; a short run has none to judge."""
+    if contender(document).windows.total == 0:
+        return f"no whole window of {document.sla['windowSeconds']} s with enough requests to judge"
+    return f"met in {in_windows(document)}"
+
+
+def _outcome(document: Document) -> str:
+    """Whether the SLA was met: over the run and window by window, for a run that met it may hold windows that
+    did not."""
+    as_a_whole, judged = kept(document), contender(document).windows
+    if as_a_whole is None:
+        return "Too few requests to judge the SLA"
+    if judged.total == 0:
+        word = "met" if as_a_whole else "missed"
+        return f"The SLA was {word} over the whole run, with too few requests to judge a window"
+    if judged.met == judged.total and as_a_whole:
+        return f"The SLA was met in {in_windows(document)}"
+    if as_a_whole:
+        return f"The SLA was met over the whole run, but only in {in_windows(document)}"
+    return f"The SLA was missed over the whole run, and met in {in_windows(document)}"
 
 
 def verdict(document: Document) -> str:
@@ -100,17 +142,15 @@ def verdict(document: Document) -> str:
     if requests.total == 0:
         return "No request completed after the warm-up, so there is nothing to judge."
     fast = 1 - requests.slow / requests.total
-    word = {True: "The SLA was met", False: "The SLA was missed", None: "Too few requests to judge the SLA"}[
-        kept(document)
-    ]
     said = (
-        f"{word}: {percent(fast, 1)} of {count(requests.total)} {_KEPT[document.sla['metric']]} "
-        f"{seconds(target_seconds(document))} ({document.sla['percentile']} % are promised); "
+        f"{_outcome(document)}: {percent(fast, 1)} of {count(requests.total)} "
+        f"{_KEPT[document.sla['metric']]} {seconds(target_seconds(document))} "
+        f"({document.sla['percentile']} % are promised); "
         f"{count(requests.failed) if requests.failed else 'none'} failed."
     )
     share = cheapest_share(document)
     if share is not None and len(figures.pools) > 1:
-        said += f" {percent(share[1])} went to {share[0]}, the cheapest pool."
+        said += f" {whole_percent(share[1])} went to {share[0]}, the cheapest pool."
     saving = token_saving(document)
     if saving is not None:
         word = "less" if saving >= 0 else "more"

@@ -25,21 +25,34 @@ class CustomPool:
         self._failed = 0
 
     async def advance(
-        self, client: PrometheusClient, spec: InferencePolicySpec, now: float, lag_seconds: float
+        self,
+        client: PrometheusClient,
+        spec: InferencePolicySpec,
+        now: float,
+        lag_seconds: float,
+        *,
+        lost: bool = False,
     ) -> None:
-        """Ask again if half a window has passed; what was wrong shows in `observation`."""
+        """Ask again if half a window has passed; what was wrong shows in `observation`.
+
+        Where nobody learned from the last sample (`lost`), the next reaches back over it, a window at most.
+        """
         window = float(spec.sla.window_seconds)
         stretch = max(float(spec.behavior.interval_seconds), window / 2)
         wait = stretch if isinstance(self.observation, Sample) else spec.behavior.interval_seconds
         if now - self._asked_at < wait * 0.99:
             return
         self._asked_at = now
-        at = now - lag_seconds
+        at = round(now - lag_seconds, 3)  # as it is remembered
+        seconds = stretch
+        if lost and isinstance(self.observation, Sample):
+            reach = at - self.observation.at + self.observation.recent.seconds
+            seconds = max(stretch, min(reach, window))
         try:
             self.observation = Sample(
                 at=at,
                 window=await self._counts(client, window, at),
-                recent=await self._counts(client, stretch, at),
+                recent=await self._counts(client, seconds, at),
                 in_flight=await self._value(client, "inFlight", self.queries.in_flight, window, at),
             )
             self._failed = 0

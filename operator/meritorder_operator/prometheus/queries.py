@@ -190,6 +190,14 @@ ROUTER: Final[tuple[Query, ...]] = (
         _POOL_CLASS,
     ),
     _counter(
+        "router_completion_tokens",
+        Signal.COMPLETION_TOKENS,
+        "tokens",
+        "Completion tokens per pool, as far as answers carry `usage`: what a pool's pace is judged by.",
+        (m.COMPLETION_TOKENS,),
+        _POOL_CLASS,
+    ),
+    _counter(
         "router_client_requests",
         Signal.CLIENT_TOTAL,
         "requests",
@@ -230,23 +238,13 @@ ROUTER_FAILED: Final = _counter(
     _POOL,
 )
 
-ROUTER_TOKENS: Final[tuple[Query, ...]] = (
-    _counter(
-        "router_prompt_tokens",
-        Signal.PROMPT_TOKENS,
-        "tokens",
-        "Prompt tokens per pool; asked only while a pool is paid by token.",
-        (m.PROMPT_TOKENS,),
-        _POOL,
-    ),
-    _counter(
-        "router_completion_tokens",
-        Signal.COMPLETION_TOKENS,
-        "tokens",
-        "Completion tokens per pool; asked only while a pool is paid by token.",
-        (m.COMPLETION_TOKENS,),
-        _POOL,
-    ),
+ROUTER_PROMPT: Final = _counter(
+    "router_prompt_tokens",
+    Signal.PROMPT_TOKENS,
+    "tokens",
+    "Prompt tokens per pool; asked only while a pool is paid by token.",
+    (m.PROMPT_TOKENS,),
+    _POOL,
 )
 
 WORDS: Final[Mapping[SLAMetric, str]] = {

@@ -90,9 +90,11 @@ def stretch(track: Track, last: Mark | None, spec: InferencePolicySpec, step: fl
 
 
 def router_observation(
-    track: Track, start: Mark, tokens: Track | None, pool: str, spec: InferencePolicySpec
+    track: Track, start: Mark, prompt: Track | None, pool: str, spec: InferencePolicySpec
 ) -> Observation:
-    """What the routers say of a pool, over the stretch from `start` and over the window."""
+    """What the routers say of a pool, over the stretch from `start` and over the window; `prompt` are its
+    prompt tokens, where a pool is paid by them.
+    """
     if pool in track.not_numbers:
         return Missing(
             reason=reasons.Missing.NOT_A_NUMBER,
@@ -100,7 +102,7 @@ def router_observation(
         )
     window_start = track.before(spec.sla.window_seconds)
     window = track.since(window_start)
-    if _lacks_usage(window, tokens, pool, spec):
+    if _lacks_usage(window, pool, spec):
         return Missing(
             reason=reasons.Missing.USAGE_ABSENT,
             message=f"pool `{pool}`: its answers carry no `usage`, so tokens cannot be counted; set "
@@ -110,8 +112,8 @@ def router_observation(
     recent = track.since(start)
     return Sample(
         at=track.at or track.end,
-        window=_with_tokens(_counts(wide, pool), tokens, pool, wide.seconds),
-        recent=_with_tokens(_counts(recent, pool), tokens, pool, track.end - start.end),
+        window=_with_prompt(_counts(wide, pool), prompt, pool, wide.seconds),
+        recent=_with_prompt(_counts(recent, pool), prompt, pool, track.end - start.end),
         in_flight=track.gauges.get((pool,), 0.0),
         stalled=_stalled(track, pool, spec),
         classes=_classes(recent, pool),
@@ -137,13 +139,12 @@ def engine_observation(
     )
 
 
-def _lacks_usage(window: Gain, tokens: Track | None, pool: str, spec: InferencePolicySpec) -> bool:
+def _lacks_usage(window: Gain, pool: str, spec: InferencePolicySpec) -> bool:
     """Whether requests were served of which no tokens are known, although the SLA is about tokens."""
-    if spec.sla.metric is not SLAMetric.TPOT or tokens is None:
+    if spec.sla.metric is not SLAMetric.TPOT:
         return False
     busy = window.of(pool, Signal.LATENCY) > 0 and window.of(pool, Signal.TOTAL) == 0
-    counted = tokens.since(tokens.before(spec.sla.window_seconds)).of(pool, Signal.COMPLETION_TOKENS)
-    return busy and counted == 0
+    return busy and window.of(pool, Signal.COMPLETION_TOKENS) == 0
 
 
 def _reached_back(track: Track, window: Gain, start: Mark, lane: Lane, spec: InferencePolicySpec) -> Gain:
@@ -174,6 +175,8 @@ def _counts(gain: Gain, pool: str, class_: str | None = None) -> Counts:
         total=gain.of(pool, Signal.TOTAL, *more),
         slow=gain.of(pool, Signal.SLOW, *more),
         latency_sum_seconds=gain.of(pool, Signal.LATENCY, *more) / 1000,
+        # Absent until an answer had a `usage`: 0 would say that none had a token.
+        completion_tokens=gain.values.get((pool, Signal.COMPLETION_TOKENS, *more)),
     )
 
 
@@ -195,15 +198,11 @@ def _with_failed(counts: Counts, failed: Track | None, pool: str, seconds: float
     return replace(counts, total=counts.total + count, slow=counts.slow + count) if count else counts
 
 
-def _with_tokens(counts: Counts, tokens: Track | None, pool: str, seconds: float) -> Counts:
-    if tokens is None:
+def _with_prompt(counts: Counts, prompt: Track | None, pool: str, seconds: float) -> Counts:
+    if prompt is None:
         return counts
-    gain = tokens.since(tokens.before(seconds))
-    return replace(
-        counts,
-        prompt_tokens=gain.of(pool, Signal.PROMPT_TOKENS),
-        completion_tokens=gain.of(pool, Signal.COMPLETION_TOKENS),
-    )
+    gain = prompt.since(prompt.before(seconds))
+    return replace(counts, prompt_tokens=gain.of(pool, Signal.PROMPT_TOKENS))
 
 
 def _classes(gain: Gain, pool: str) -> dict[int, Counts]:
@@ -254,7 +253,7 @@ def _buckets(gain: Gain) -> dict[float, float]:
 
 
 def frozen(track: Track, router: Track | None, pool: Pool, spec: InferencePolicySpec) -> Missing | None:
-    """An engine whose counters stand still while the routers saw it complete requests."""
+    """An engine that counts nothing while the routers saw it complete requests."""
     if router is None:
         return None
     window = spec.sla.window_seconds
@@ -264,10 +263,15 @@ def frozen(track: Track, router: Track | None, pool: Pool, spec: InferencePolicy
     completed = seen.of(pool.name, Signal.TOTAL) - seen.of(pool.name, Signal.SLOW)
     if completed < FROZEN_COMPLETIONS:
         return None
+    return stands_still(pool, completed, window)
+
+
+def stands_still(pool: Pool, completed: float, window: int) -> Missing:
+    """That the counters of a pool's engine are not to be believed."""
     return Missing(
         reason=reasons.Missing.FROZEN,
-        message=f"pool `{pool.name}`: {pool.metrics.engine.value}'s counters stand still, but the routers "
-        f"saw {completed:.0f} requests completed within {window} s",
+        message=f"pool `{pool.name}`: {pool.metrics.engine.value}'s counters stand still or are not there, "
+        f"but the routers saw {completed:.0f} requests completed within {window} s",
     )
 
 

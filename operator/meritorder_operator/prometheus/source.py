@@ -1,8 +1,9 @@
 """One policy's inputs out of what the feeds hold: a `Sample` or a `Missing` with its reason for each pool.
 
 A sample stands for a stretch that ends at a scrape, and is replaced only once every target was scraped
-again and the policy's interval has passed: `Sample.at` stands still in between. Availability is judged by a
-series that is there from the start, so a pool without requests is idle, not missing.
+again and the policy's interval has passed: `Sample.at` stands still in between. One that nobody learned from,
+since what was decided could not be written, is part of the next. Availability is judged by a series that is
+there from the start, so a pool without requests is idle, not missing.
 """
 
 import asyncio
@@ -20,6 +21,7 @@ from meritorder_core.inputs import (
     Missing,
     Observation,
     PoolInputs,
+    Sample,
 )
 from meritorder_operator.prometheus import queries, samples
 from meritorder_operator.prometheus.client import PrometheusClient, QueryError, QueryStats, Server
@@ -45,6 +47,10 @@ class PolicyRequest:
     """Where its metrics are; None when nobody configured any."""
     ready: Mapping[str, int] = field(default_factory=dict)
     """Ready replicas per pool, as far as anyone has said."""
+    learned_until: Mapping[str, float] | None = None
+    """`Sample.at` of the newest sample of each pool that was learned from (0 or absent: none was). One that
+    was given out and is newer was lost with its pass: the next reaches back over it. None: none is lost.
+    """
 
     @property
     def key(self) -> str:
@@ -60,6 +66,8 @@ class _Emitted:
     observations: dict[str, Observation] = field(default_factory=dict)
     client: Counts | Missing | None = None
     engine_marks: dict[str, Mark] = field(default_factory=dict)
+    starts: dict[str, Mark] = field(default_factory=dict)
+    """Where the stretch of each pool's last sample began."""
     since: float | None = None
     """Router samples count from here on: before, requests were judged by another target."""
 
@@ -76,8 +84,8 @@ class _ServerState:
     def __init__(self, client: PrometheusClient, lag_seconds: float) -> None:
         self.client = client
         self.router = Feed(client, queries.ROUTER, queries.ROUTER_BY, _router_match, lag_seconds=lag_seconds)
-        self.tokens = Feed(
-            client, queries.ROUTER_TOKENS, queries.ROUTER_BY, _router_match, lag_seconds=lag_seconds
+        self.prompt = Feed(
+            client, (queries.ROUTER_PROMPT,), queries.ROUTER_BY, _router_match, lag_seconds=lag_seconds
         )
         self.failed = Feed(
             client, (queries.ROUTER_FAILED,), queries.ROUTER_BY, _router_match, lag_seconds=lag_seconds
@@ -176,8 +184,8 @@ class PrometheusSource:
         reach, interval = float(spec.sla.window_seconds), float(spec.behavior.interval_seconds)
         key = (request.namespace, request.name)
         feeds = [state.router]
-        if spec.sla.metric is SLAMetric.TPOT or any(pool.cost.per_million_tokens for pool in spec.pools):
-            feeds.append(state.tokens)
+        if any(pool.cost.per_million_tokens for pool in spec.pools):
+            feeds.append(state.prompt)
         if any(pool.metrics.engine in queries.PRESETS for pool in spec.pools):
             feeds.append(state.failed)
         for feed in feeds:
@@ -213,7 +221,8 @@ class PrometheusSource:
                 kept = state.custom.get(which)
                 if kept is None or kept.queries != pool.metrics.custom:
                     kept = state.custom[which] = CustomPool(pool.metrics.custom)
-                await kept.advance(state.client, request.spec, now, self._lag)
+                lost = _is_lost(request, pool.name, kept.observation)
+                await kept.advance(state.client, request.spec, now, self._lag, lost=lost)
 
     async def _ask_attained(self, spec: InferencePolicySpec, state: _ServerState, now: float) -> None:
         asked = queries.ROUTER_ATTAINED.get(spec.sla.metric)
@@ -304,14 +313,15 @@ class PrometheusSource:
                 return
             track.cut(kept.since)
             kept.mark = None
-        start = samples.stretch(track, kept.mark, spec, state.router.step)
-        if start is None:
+        end = samples.stretch(track, kept.mark, spec, state.router.step)
+        if end is None:
             return
-        tokens = state.tokens.tracks.get((request.namespace, request.name))
+        prompt = state.prompt.tracks.get((request.namespace, request.name))
         for pool in spec.pools:
             if pool.metrics.engine is Engine.ROUTER:
+                start = _start(request, kept, pool.name, track, end, kept.mark)
                 kept.observations[pool.name] = samples.router_observation(
-                    track, start, tokens, pool.name, spec
+                    track, start, prompt, pool.name, spec
                 )
         kept.client = samples.client_window(track, spec)
         kept.mark = track.now
@@ -340,13 +350,41 @@ class PrometheusSource:
                 reason=reasons.Missing.NOT_A_NUMBER,
                 message=f"pool `{pool.name}`: {engine.value}'s counters are not numbers",
             )
-        start = samples.stretch(track, kept.engine_marks.get(pool.name), spec, feed.step)
-        if start is not None:
+        before = kept.engine_marks.get(pool.name)
+        end = samples.stretch(track, before, spec, feed.step)
+        if end is not None:
+            start = _start(request, kept, pool.name, track, end, before)
             failed = state.failed.tracks.get((request.namespace, request.name))
             kept.observations[pool.name] = samples.engine_observation(track, start, failed, pool, spec)
             kept.engine_marks[pool.name] = track.now
         frozen = samples.frozen(track, state.router.tracks.get((request.namespace, request.name)), pool, spec)
+        if frozen is not None:
+            kept.starts.pop(pool.name, None)  # what stood still meanwhile says nothing of the load
         return frozen or kept.observations.get(pool.name) or samples.just_begun()
+
+
+def _start(
+    request: PolicyRequest, kept: _Emitted, pool: str, track: Track, end: Mark, last: Mark | None
+) -> Mark:
+    """Where the stretch of a pool's new sample begins: at the `end` of the one before, or where that one
+    began if nobody learned from it.
+
+    But no further back than a window: a mean over all the loads of a long outage would say little of any.
+    `last` is the mark that the last sample ended with.
+    """
+    start, before = end, kept.starts.get(pool)
+    if before is not None and end is last and _is_lost(request, pool, kept.observations.get(pool)):
+        oldest = track.before(request.spec.sla.window_seconds)
+        start = before if before.end >= oldest.end else min(oldest, end, key=lambda mark: mark.end)
+    kept.starts[pool] = start
+    return start
+
+
+def _is_lost(request: PolicyRequest, pool: str, last: Observation | None) -> bool:
+    """Whether the last sample given out was never learned from."""
+    if request.learned_until is None or not isinstance(last, Sample):
+        return False
+    return last.at > request.learned_until.get(pool, 0.0)
 
 
 def unmeasured(request: PolicyRequest, missing: Missing, now: float) -> Inputs:

@@ -242,7 +242,18 @@ class Applier:
         written = {name for name, content in contents.items() if self._write(name, content)}
         if not written:
             return None
-        wanted = {name: json.loads(contents[name])["version_info"] for name in written}
+        return await self._taken({name: json.loads(contents[name])["version_info"] for name in written})
+
+    async def confirm(self) -> str | None:
+        """Wait until an Envoy that was just started has what its files say; return why it has not."""
+        async with self._lock:
+            if self.current is None:
+                return None
+            versions = self._render(self.current, self.dead, self.mounted).versions
+            return await self._taken({name: versions[name] for name in _VERSION_STATS})
+
+    async def _taken(self, wanted: Mapping[str, str]) -> str | None:
+        """Wait until Envoy has these versions of its files; return why it has not."""
         loop = asyncio.get_running_loop()
         end = loop.time() + self._wait_seconds
         pause = 0.002
@@ -254,7 +265,7 @@ class Applier:
             before, self._seen = self._seen, seen
             if int(seen.get("server.uptime", 0)) < int(before.get("server.uptime", 0)):
                 before = {}  # Another process: its counters began at 0.
-            late = [n for n in written if seen.get(f"{_VERSION_STATS[n]}.version_text") != wanted[n]]
+            late = [n for n in wanted if seen.get(f"{_VERSION_STATS[n]}.version_text") != wanted[n]]
             for name in late:
                 for stat in (
                     f"{_VERSION_STATS[name]}.update_rejected",
@@ -263,7 +274,7 @@ class Applier:
                     if int(seen.get(stat, 0)) > int(before.get(stat, 0)):
                         return f"Envoy rejected {name}: {await self._why()}"
             ready = not int(seen.get("cluster_manager.warming_clusters", 0)) and _workers_have_all(seen)
-            if not late and (ready or CDS not in written):
+            if not late and (ready or CDS not in wanted):
                 return None
             if loop.time() >= end:
                 if late:

@@ -4,7 +4,8 @@
         result = await router.apply(table)
         scrape = await router.scrape()
 
-It listens, and answers 503, before the first table. If Envoy dies it is started again from its files.
+It listens, and answers 503, before the first table; a table that is applied between `prepare` and `start`
+is served from the first request on. If Envoy dies it is started again from its files.
 """
 
 import asyncio
@@ -85,6 +86,7 @@ class EmbeddedRouter:
         self._process: asyncio.subprocess.Process | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._directory: Path | None = None
+        self._found = ""
         self._starts = 0
         self._stopping = False
 
@@ -141,10 +143,12 @@ class EmbeddedRouter:
             raise RuntimeError("the router is not started")
         return self._applier
 
-    async def start(self) -> None:
-        """Start Envoy and wait until it listens; CannotStart says why it does not."""
+    def prepare(self) -> None:
+        """Make everything ready but Envoy itself, so that a table can be applied before it listens;
+        CannotStart says why it never would.
+        """
         try:
-            binary = find_envoy(self._binary)
+            self._found = find_envoy(self._binary)
         except NoEnvoy as error:
             raise CannotStart(str(error)) from None
         for address in (self._listen, self._metrics):
@@ -164,23 +168,32 @@ class EmbeddedRouter:
         )
         self._applier = Applier(place)
         self._applier.prepare()
-        sla = self._applier.current.sla if self._applier.current is not None else self._sla
-        (self._directory / BOOTSTRAP).write_bytes(render_bootstrap(place, sla))
-        command = envoy_command(binary, self._directory, concurrency=self._concurrency)
+
+    async def start(self) -> None:
+        """Start Envoy and wait until it listens; CannotStart says why it does not."""
+        if self._applier is None:
+            self.prepare()
+        applier, directory = self._running(), self._directory or Path()
+        sla = applier.current.sla if applier.current is not None else self._sla
+        (directory / BOOTSTRAP).write_bytes(render_bootstrap(applier.place, sla))
+        command = envoy_command(self._found, directory, concurrency=self._concurrency)
         self._stopping = False
         try:
             await self._spawn(command)
-            if not await self._applier.admin.wait_live(START_SECONDS):
+            if not await applier.admin.wait_live(START_SECONDS):
                 raise CannotStart(
                     f"Envoy did not start within {START_SECONDS:g} s; its log: {self.log_tail()}"
                 )
-            await self._applier.touch()
+            refused = await applier.confirm()
+            if refused is not None:
+                raise CannotStart(f"Envoy refuses the routing table: {refused}")
+            await applier.touch()
         except BaseException:
             await self.stop()
             raise
         self._tasks = [
             asyncio.create_task(self._keep(command), name="envoy-keeper"),
-            asyncio.create_task(Watcher(self._applier, chance=random.Random()).run(), name="envoy-watcher"),
+            asyncio.create_task(Watcher(applier, chance=random.Random()).run(), name="envoy-watcher"),
         ]
 
     def _log_path(self) -> Path:
@@ -246,7 +259,9 @@ class EmbeddedRouter:
             shutil.rmtree(self._directory, ignore_errors=True)
 
     async def apply(self, table: RoutingTable) -> Applied | Refused:
-        """Bring a table into force; an older sequence of the same policy is refused."""
+        """Bring a table into force, or have Envoy start with it; an older sequence of the same policy is
+        refused.
+        """
         applier = self._running()
         checked = check_order(table if table.table_revision else table.seal(), applier.current)
         return checked if isinstance(checked, Refused) else await applier.apply(checked)

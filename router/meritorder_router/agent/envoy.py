@@ -1,5 +1,6 @@
 """How Envoy is started: its binary and its command line."""
 
+import errno
 import importlib
 import os
 import shutil
@@ -27,18 +28,22 @@ _USUAL_CERTIFICATES = (
 
 
 class Taken(Exception):
-    """Something else listens on an address that Envoy shall have."""
+    """Envoy cannot have its address: something else listens there, or it is not this machine's."""
 
 
 def refuse_taken(address: Address) -> None:
-    """Say so if the address is taken: Envoy itself, with SO_REUSEPORT, would share it with another Envoy."""
+    """Raise `Taken` if nobody could listen there now: Envoy itself, with SO_REUSEPORT, would share the
+    address with another Envoy.
+    """
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((address.host, address.port))
         except OSError as error:
-            raise Taken(f"cannot listen on {address}: {error.strerror}; choose another address") from None
+            taken = error.errno == errno.EADDRINUSE
+            why = "another process listens there" if taken else str(error.strerror).lower()
+            raise Taken(f"cannot listen on {address}: {why}; choose another address") from None
 
 
 class NoEnvoy(Exception):

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePath
 
+from meritorder_api.reasons import Reason
 from meritorder_api.table import RoutingTable
 
 LARGEST = 1024 * 1024
@@ -23,7 +24,7 @@ class Mounted:
     authorities: Mapping[str, str] = field(default_factory=dict)
     """PEM by the name of its file."""
     lacking: Mapping[str, str] = field(default_factory=dict)
-    """A sentence per pool that cannot be served without what is missing."""
+    """A sentence per pool that cannot be served without what is missing; it begins with its reason."""
 
 
 def look(directory: PurePath | None, table: RoutingTable, before: Mounted) -> Mounted:
@@ -35,13 +36,14 @@ def look(directory: PurePath | None, table: RoutingTable, before: Mounted) -> Mo
         if name is not None:
             found = _certificates(directory, name, before.authorities.get(name))
             if isinstance(found, _Lacking):
-                lacking[pool.name] = f"CANotMounted: pool `{pool.name}`: {found.sentence}"
+                lacking[pool.name] = f"{Reason.CA_NOT_MOUNTED}: pool `{pool.name}`: {found.sentence}"
             else:
                 authorities[name] = found
         key = pool.api_key_file
         if key is not None and (directory is None or not os.access(directory / key, os.R_OK)):
             lacking[pool.name] = (
-                f"KeyNotMounted: pool `{pool.name}`: its API key is not mounted in this pod; restart the pod"
+                f"{Reason.KEY_NOT_MOUNTED}: pool `{pool.name}`: its API key is not mounted in this pod; "
+                "restart the pod"
             )
     return Mounted(authorities=authorities, lacking=lacking)
 
