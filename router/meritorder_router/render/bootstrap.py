@@ -53,6 +53,9 @@ def _stats(place: Place, sla: TableSLA | None) -> Json:
     tags.append({"tag_name": "egress_pool", "regex": r"^cluster\.(real/([a-z0-9-]+)\.)"})
     # Requests with a session are counted apart: those of the pool are the sum over this label.
     tags.append({"tag_name": metric_names.LABEL_AFFINITY, "regex": r"^cluster\.((session)/)"})
+    tags.append(
+        {"tag_name": "thread", "regex": r"^thread_local_cluster_manager\.((main_thread|worker_\d+)\.)"}
+    )
     kept = [
         {"prefix": f"{PREFIX}."},
         _regex(r"cluster\.(pool|session)/[a-z0-9-]+\.(upstream_rq_active|upstream_rq_pending_active)"),
