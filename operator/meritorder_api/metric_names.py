@@ -66,6 +66,8 @@ LABEL_POOL: Final = "pool"
 LABEL_CLASS: Final = "class"
 LABEL_CODE: Final = "code"
 LABEL_FLAGS: Final = "flags"
+LABEL_AFFINITY: Final = "affinity"
+"""On the gauges of a pool's cluster for requests with a session (`session`); absent on the others."""
 
 METRICS_PATH: Final = "/metrics"
 """On the metrics listener: Envoy's series."""

@@ -160,8 +160,17 @@ class MetricsSource(Wire):
     prometheus: PrometheusServer = Field(description="A Prometheus server.")
 
 
+_HEDGE_BEFORE_TIMEOUT: Final = Rule(
+    "self.hedgeMilliseconds == 0 || self.responseHeadersSeconds == 0 || "
+    "self.hedgeMilliseconds < self.responseHeadersSeconds * 1000",
+    "`hedgeMilliseconds` must be less than `responseHeadersSeconds`",
+)
+
+
 class Timeouts(Wire):
-    """Timeouts towards the pools, in seconds; 0 is none."""
+    """Timeouts towards the pools; 0 is none."""
+
+    model_config = ConfigDict(json_schema_extra=rules(_HEDGE_BEFORE_TIMEOUT))
 
     connect_seconds: Annotated[int, Field(strict=True, ge=0, le=600)] = Field(
         default=1, description="To connect to a server."
@@ -172,6 +181,21 @@ class Timeouts(Wire):
     stream_idle_seconds: Annotated[int, Field(strict=True, ge=0, le=86_400)] = Field(
         default=300, description="Without a byte on a stream."
     )
+    hedge_milliseconds: Annotated[int, Field(strict=True, ge=0, le=3_600_000)] = Field(
+        default=0,
+        description="Until a try's response headers; then the next pool is tried as well, and the first to "
+        "answer serves the request. The others' work is lost.",
+    )
+
+    @model_validator(mode="after")
+    def _hedge_before_timeout(self) -> Self:
+        limit = self.response_headers_seconds
+        if limit and self.hedge_milliseconds >= limit * 1000:
+            raise ValueError(
+                f"`hedgeMilliseconds` is {self.hedge_milliseconds}; "
+                f"it must be less than `responseHeadersSeconds` ({limit})"
+            )
+        return self
 
 
 class Requests(Wire):
@@ -182,8 +206,9 @@ class Requests(Wire):
     )
     headers: Annotated[list[SteeringHeader], Field(max_length=4), Unique()] = Field(
         default_factory=list,
-        description="Steering headers that act. They are stripped before a pool sees the request, listed "
-        "or not.",
+        description="Steering headers that act: priority (high or low), pool and exclude (for debugging), "
+        "and session (requests with the same value go to the same replica of a pool, for its prefix cache). "
+        "They are stripped before a pool sees the request, listed or not.",
     )
     paths: Annotated[list[Path], Field(max_length=32), Unique()] = Field(
         default_factory=list,

@@ -100,11 +100,12 @@ class TableSLA(Wire):
 
 
 class TableTimeouts(Wire):
-    """Seconds; 0 is none."""
+    """0 is none."""
 
     connect_seconds: int = 1
     response_headers_seconds: int = 300
     stream_idle_seconds: int = 300
+    hedge_milliseconds: int = 0
 
 
 class TableRequests(Wire):

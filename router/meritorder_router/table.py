@@ -106,6 +106,7 @@ def build(
             connect_seconds=spec.timeouts.connect_seconds,
             response_headers_seconds=spec.timeouts.response_headers_seconds,
             stream_idle_seconds=spec.timeouts.stream_idle_seconds,
+            hedge_milliseconds=spec.timeouts.hedge_milliseconds,
         ),
         requests=TableRequests(
             add_usage=spec.requests.add_usage,

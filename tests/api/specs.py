@@ -125,7 +125,12 @@ FULL: Final[dict[str, Any]] = {
         }
     },
     "sizeClasses": "Off",
-    "timeouts": {"connectSeconds": 2, "responseHeadersSeconds": 0, "streamIdleSeconds": 60},
+    "timeouts": {
+        "connectSeconds": 2,
+        "responseHeadersSeconds": 0,
+        "streamIdleSeconds": 60,
+        "hedgeMilliseconds": 800,
+    },
     "requests": {"addUsage": True, "headers": ["x-meritorder-session"], "paths": ["/v1/rerank"]},
     "behavior": {
         "intervalSeconds": 10,
@@ -498,6 +503,12 @@ BAD: Final[dict[str, Bad]] = {
         "greater than or equal to 0",
         "at least 0 (is -1)",
         timeouts={"connectSeconds": -1},
+    ),
+    "a hedge that comes too late": _rule(
+        "spec.timeouts",
+        "`hedgeMilliseconds` must be less than `responseHeadersSeconds`",
+        "`hedgeMilliseconds` is 2000; it must be less than `responseHeadersSeconds` (2)",
+        timeouts={"hedgeMilliseconds": 2000, "responseHeadersSeconds": 2},
     ),
     "a gateway without auth before a keyed pool": _rule(
         "spec", _AUTH, gateway={}, pools__0__backend__apiKeySecretRef=_KEY

@@ -65,6 +65,7 @@ def test_defaults_of_nested_objects_are_written_out() -> None:
         "connectSeconds": 1,
         "responseHeadersSeconds": 300,
         "streamIdleSeconds": 300,
+        "hedgeMilliseconds": 0,
     }
     assert spec["pools"]["items"]["properties"]["concurrency"]["default"] == {"minimum": 1, "maximum": 256}
     assert "default" not in spec["gateway"]

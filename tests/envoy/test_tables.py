@@ -102,7 +102,11 @@ def changed(path: str, value: object) -> bytes:
         (changed("requests", {"headers": ["cookie"]}), "the table is not valid: `requests.headers.0`"),
         (
             changed("timeouts", {"connectSeconds": -1}),
-            "`timeouts.connect_seconds` is -1; it must be from 0 to 86400",
+            "`timeouts.connectSeconds` is -1; it must be from 0 to 86400",
+        ),
+        (
+            changed("timeouts", {"hedgeMilliseconds": 3_600_001}),
+            "`timeouts.hedgeMilliseconds` is 3600001; it must be from 0 to 3600000",
         ),
     ],
 )

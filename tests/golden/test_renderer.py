@@ -63,10 +63,20 @@ FULL = table(
         "paths": ["/v1/rerank"],
     },
 )
+SESSIONS = table(
+    [
+        {"name": "l40s", "limit": 48, "endpoints": [server("10.0.0.2"), server("10.0.0.1")]},
+        {"name": "h100", "endpoints": [server("10.0.2.1")]},
+    ],
+    target=2000,
+    timeouts={"responseHeadersSeconds": 30, "streamIdleSeconds": 60, "hedgeMilliseconds": 800},
+    requests={"headers": ["x-meritorder-session", "x-meritorder-priority"]},
+)
 CASES = {
     "empty": {BOOTSTRAP: render_bootstrap(PLACE, None), **render_empty(PLACE).all()},
     "plain": {BOOTSTRAP: render_bootstrap(PLACE, PLAIN.sla), **render(PLACE, PLAIN).all()},
     "full": {BOOTSTRAP: render_bootstrap(PLACE, FULL.sla), **render(PLACE, FULL, dead={"l40s"}).all()},
+    "sessions": {BOOTSTRAP: render_bootstrap(PLACE, SESSIONS.sla), **render(PLACE, SESSIONS).all()},
 }
 
 
@@ -109,3 +119,32 @@ def test_changes_no_cluster_when_limits_order_of_pools_target_and_endpoints_chan
 
     assert render(PLACE, changed).cds == render(PLACE, PLAIN).cds
     assert render(PLACE, changed).rds != render(PLACE, PLAIN).rds
+
+
+def test_changes_no_cluster_of_requests_without_a_session_when_sessions_begin_to_act() -> None:
+    rewritten = [
+        pool | {"model": "other"} if pool["name"] == "a100" else pool for pool in PLAIN.dump()["pools"]
+    ]
+
+    def clusters(*headers: str) -> dict[str, Any]:
+        content = render(PLACE, table(rewritten, target=2000, requests={"headers": headers})).cds
+        return {cluster["name"]: cluster for cluster in json.loads(content)["resources"]}
+
+    before, after = clusters(), clusters("x-meritorder-session")
+
+    assert len(after) > len(before)
+    assert {name: after[name] for name in before} == before
+
+
+def test_never_changes_a_chain_under_its_name() -> None:
+    def chains(**of_a100: Any) -> dict[str, Any]:
+        pools = [pool | of_a100 if pool["name"] == "a100" else pool for pool in PLAIN.dump()["pools"]]
+        content = render(PLACE, table(pools, requests={"headers": ["x-meritorder-session"]})).cds
+        clusters = json.loads(content)["resources"]
+        return {cluster["name"]: cluster for cluster in clusters if "cluster_type" in cluster}
+
+    before, after = chains(), chains(model="other")
+
+    assert {name: before[name] for name in before.keys() & after.keys()} == {
+        name: after[name] for name in before.keys() & after.keys()
+    }

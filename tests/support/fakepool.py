@@ -28,6 +28,8 @@ class Behaviour:
     """From the request to the answer's first byte of body."""
     chunks: int = 3
     chunk_seconds: float = 0.0
+    late_headers: bool = False
+    """Streams send their headers with the first byte of body, not at once."""
     comment_first: bool = False
     """Streams begin with an SSE comment at once."""
     health_status: int = 200
@@ -132,10 +134,13 @@ class FakePool:
             answer = {"id": "x", "object": "chat.completion", "model": self.name, "choices": []}
             return web.json_response(answer | ({"usage": usage} if behaviour.usage else {}))
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        if behaviour.late_headers:
+            await asyncio.sleep(behaviour.seconds)
         await response.prepare(request)
         if behaviour.comment_first:
             await response.write(b": keep-alive\n\n")
-        await asyncio.sleep(behaviour.seconds)
+        if not behaviour.late_headers:
+            await asyncio.sleep(behaviour.seconds)
         for number in range(behaviour.chunks):
             event = {"choices": [{"index": 0, "delta": {"content": f"t{number}"}}]}
             await response.write(b"data: " + json.dumps(event).encode() + b"\n\n")

@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from meritorder_api.table import PoolSeen, RoutingTable
-from meritorder_router.render.clusters import real_cluster, uses_egress
-from meritorder_router.render.lua import pool_cluster
+from meritorder_router.render import naming
 
 STATS = (
-    r"^cluster\.(pool|real)/[a-z0-9-]+\.(upstream_rq_active|upstream_rq_pending_active|membership_\w+)$"
+    r"^cluster\.(pool|real|session)/[a-z0-9-]+\.(upstream_rq_active|upstream_rq_pending_active|membership_\w+)$"
     r"|^server\.uptime$"
 )
 MEAN_SECONDS = 10.0
@@ -29,7 +28,9 @@ class Seen:
 
 
 def look(stats: Mapping[str, int | str], table: RoutingTable, *, at: float) -> Seen:
-    """Read Envoy's stats in terms of the table's pools."""
+    """Read Envoy's stats in terms of the table's pools. A pool is as well as the servers are found to be by
+    requests without a session or by those with one, whichever is worse.
+    """
 
     def of(cluster: str, stat: str) -> int | None:
         value = stats.get(f"cluster.{cluster}.{stat}")
@@ -39,14 +40,20 @@ def look(stats: Mapping[str, int | str], table: RoutingTable, *, at: float) -> S
     healthy: dict[str, int] = {}
     total: dict[str, int] = {}
     for pool in table.pools:
-        front = pool_cluster(pool.name)
-        active = of(front, "upstream_rq_active")
+        plain, session = naming.servers(pool), naming.servers(pool, session=True)
+        active = of(naming.way(pool), "upstream_rq_active")
         if active is not None:
-            in_flight[pool.name] = active + (of(front, "upstream_rq_pending_active") or 0)
-        servers = real_cluster(pool.name) if uses_egress(pool) else front
-        well, all_of_them = of(servers, "membership_healthy"), of(servers, "membership_total")
+            in_flight[pool.name] = (
+                active
+                + (of(naming.way(pool), "upstream_rq_pending_active") or 0)
+                + (of(session, "upstream_rq_active") or 0)
+                + (of(session, "upstream_rq_pending_active") or 0)
+            )
+        well, all_of_them = of(plain, "membership_healthy"), of(plain, "membership_total")
         if well is not None and all_of_them is not None:
-            healthy[pool.name], total[pool.name] = well, all_of_them
+            by_session = of(session, "membership_healthy")
+            healthy[pool.name] = well if by_session is None else min(well, by_session)
+            total[pool.name] = all_of_them
     return Seen(
         at=at,
         uptime=int(stats.get("server.uptime", 0)),

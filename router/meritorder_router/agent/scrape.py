@@ -83,7 +83,11 @@ def read(text: str, *, epoch: int) -> Scrape:
         elif pool == "-":
             continue
         elif name in _COUNTS:
-            counts.setdefault(pool, {})[_COUNTS[name]] = int(value)
+            counted, what = counts.setdefault(pool, {}), _COUNTS[name]
+            if name == names.IN_FLIGHT:  # Requests with a session have a series of their own.
+                counted[what] = counted.get(what, 0) + int(value)
+            elif names.LABEL_AFFINITY not in labels:
+                counted[what] = int(value)
         elif name in _BUCKETS:
             of_pool = buckets.setdefault(pool, {}).setdefault(_BUCKETS[name], {})
             of_pool[float(labels["le"])] = int(value)

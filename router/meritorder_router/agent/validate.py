@@ -62,9 +62,10 @@ def _unserveable(table: RoutingTable) -> str | None:
     unknown = [header for header in table.requests.headers if header not in set(SteeringHeader)]
     if unknown:
         return f"`requests.headers`: {unknown[0]!r} is not known"
-    for what, seconds in table.timeouts.model_dump().items():
-        if not 0 <= seconds <= 86_400:
-            return f"`timeouts.{what}` is {seconds}; it must be from 0 to 86400"
+    for what, value in table.timeouts.dump().items():
+        most = 3_600_000 if what == "hedgeMilliseconds" else 86_400
+        if not 0 <= value <= most:
+            return f"`timeouts.{what}` is {value}; it must be from 0 to {most}"
     if table.sla.target_milliseconds > 3_600_000:
         return f"`sla.targetMilliseconds` is {table.sla.target_milliseconds}; it must be at most 3600000"
     for pool in table.pools:

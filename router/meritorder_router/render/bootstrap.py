@@ -1,5 +1,6 @@
 """The bootstrap: what is frozen for the life of an Envoy process."""
 
+from meritorder_api import metric_names
 from meritorder_api.policy import SLAMetric
 from meritorder_api.table import TableSLA
 from meritorder_router.render import clusters, listeners
@@ -48,12 +49,19 @@ def _regex(pattern: str) -> Json:
 
 def _stats(place: Place, sla: TableSLA | None) -> Json:
     tags: list[Json] = [{"tag_name": "policy", "fixed_value": place.policy}] if place.policy else []
-    tags.append({"tag_name": "pool", "regex": r"^cluster\.(pool/([a-z0-9-]+)\.)"})
+    tags.append({"tag_name": "pool", "regex": r"^cluster\.((?:pool|session)/([a-z0-9-]+)\.)"})
     tags.append({"tag_name": "egress_pool", "regex": r"^cluster\.(real/([a-z0-9-]+)\.)"})
+    # Requests with a session are counted apart: those of the pool are the sum over this label.
+    tags.append({"tag_name": metric_names.LABEL_AFFINITY, "regex": r"^cluster\.((session)/)"})
+    tags.append(
+        {"tag_name": "thread", "regex": r"^thread_local_cluster_manager\.((main_thread|worker_\d+)\.)"}
+    )
     kept = [
         {"prefix": f"{PREFIX}."},
-        _regex(r"cluster\.pool/[a-z0-9-]+\.(upstream_rq_active|upstream_rq_pending_active)"),
-        _regex(r"cluster\.(pool|real)/[a-z0-9-]+\.(membership_healthy|membership_total|version_text)"),
+        _regex(r"cluster\.(pool|session)/[a-z0-9-]+\.(upstream_rq_active|upstream_rq_pending_active)"),
+        _regex(
+            r"cluster\.(pool|session|real)/[a-z0-9-]+\.(membership_healthy|membership_total|version_text)"
+        ),
         _regex(
             r"(cluster_manager\.cds|http\.(data|egress)\.rds\.[a-z]+|runtime|rtds\.[a-z]+)\."
             r"(version_text|update_rejected|update_failure)"

@@ -6,12 +6,14 @@ host names has them inside, since Envoy resolves names only there.
 """
 
 import ipaddress
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from meritorder_api.table import RoutingTable, TableEndpoint, TablePool, TableTimeouts, TableTLS
-from meritorder_router.render.loggers import NAMESPACE
-from meritorder_router.render.lua import chain_cluster, pool_cluster, third_try
-from meritorder_router.render.place import TYPE, Json, Place, watched
+from meritorder_router.render import naming
+from meritorder_router.render.loggers import FIRST, NAMESPACE, THIRD
+from meritorder_router.render.naming import uses_egress
+from meritorder_router.render.place import TYPE, Json, Place, typed, watched
+from meritorder_router.render.session import BALANCE_PERCENT, sessions_act, slots
 
 MANY = 1_000_000
 """Breakers are only a safety net: limits are kept by the choice, since what a breaker refuses is never
@@ -39,16 +41,6 @@ def is_address(host: str) -> bool:
 def uses_names(pool: TablePool) -> bool:
     """Whether Envoy must resolve names for this pool."""
     return any(not is_address(endpoint.address) for endpoint in pool.endpoints)
-
-
-def uses_egress(pool: TablePool) -> bool:
-    """Whether requests to this pool are rewritten, which only a listener of our own can do under a chain."""
-    return pool.path_prefix is not None or pool.model is not None or pool.api_key_file is not None
-
-
-def real_cluster(pool: str) -> str:
-    """The cluster behind the egress listener."""
-    return f"real/{pool}"
 
 
 def eds_file(cluster: str) -> str:
@@ -135,27 +127,31 @@ def _tls(place: Place, pool: TablePool, authorities: Mapping[str, str]) -> Json:
     return {"transport_socket": {"name": "envoy.transport_sockets.tls", "typed_config": context}}
 
 
-def _balancing() -> Json:
-    """The server with the fewest requests in flight, of all: a limit per replica supposes that they share
-    evenly.
+def _balancing(name: str, type_name: str, **config: object) -> Json:
+    policy = typed(
+        f"envoy.load_balancing_policies.{name}",
+        f"extensions.load_balancing_policies.{name}.v3.{type_name}",
+        **config,
+    )
+    return {"load_balancing_policy": {"policies": [{"typed_extension_config": policy}]}}
+
+
+_EVENLY = _balancing("least_request", "LeastRequest", selection_method="FULL_SCAN")
+"""The server with the fewest requests in flight, of all: a limit per replica supposes that they share
+evenly.
+"""
+_BY_SESSION = _balancing(
+    "maglev", "Maglev", consistent_hashing_lb_config={"hash_balance_factor": BALANCE_PERCENT}
+)
+_BY_SLOT = _balancing("maglev", "Maglev", consistent_hashing_lb_config={"use_hostname_for_hashing": True})
+
+
+def _unhealthy(timeouts: TableTimeouts) -> Json:
+    """A pool without a healthy server is passed over at once. Not so where tries are hedged: Envoy would end
+    the whole request, though the try before goes on; so there an unhealthy server is asked, and fails.
     """
-    return {
-        "load_balancing_policy": {
-            "policies": [
-                {
-                    "typed_extension_config": {
-                        "name": "envoy.load_balancing_policies.least_request",
-                        "typed_config": {
-                            "@type": TYPE
-                            + "extensions.load_balancing_policies.least_request.v3.LeastRequest",
-                            "selection_method": "FULL_SCAN",
-                        },
-                    }
-                }
-            ]
-        },
-        "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
-    }
+    percent = 1 if timeouts.hedge_milliseconds else 0
+    return {"common_lb_config": {"healthy_panic_threshold": {"value": percent}}}
 
 
 def _breakers() -> Json:
@@ -188,8 +184,13 @@ def _health() -> Json:
     }
 
 
-def _outliers() -> Json:
-    return {
+def _outliers(timeouts: TableTimeouts) -> Json:
+    """Pass over a server for a while that fails again and again.
+
+    Envoy takes a try that it hedges for failed, and cannot tell that from one whose connection failed. So
+    where it hedges, only answers count: whether slow is too slow, the limits know better.
+    """
+    detection: Json = {
         "outlier_detection": {
             "consecutive_5xx": 5,
             "interval": "1s",
@@ -202,21 +203,36 @@ def _outliers() -> Json:
             "enforcing_failure_percentage": 0,
         }
     }
+    if timeouts.hedge_milliseconds:
+        detection["outlier_detection"] |= {
+            "split_external_local_origin_errors": True,
+            "enforcing_consecutive_local_origin_failure": 0,
+            "enforcing_local_origin_success_rate": 0,
+            "enforcing_failure_percentage_local_origin": 0,
+        }
+    return detection
 
 
 def _servers(
-    place: Place, name: str, pool: TablePool, timeouts: TableTimeouts, authorities: Mapping[str, str]
+    place: Place,
+    pool: TablePool,
+    timeouts: TableTimeouts,
+    authorities: Mapping[str, str],
+    *,
+    session: bool,
 ) -> Json:
-    """The cluster of a pool's own servers."""
+    """A cluster of a pool's own servers."""
+    name = naming.servers(pool, session=session)
     cluster: Json = {
         "name": name,
         # 0 is none; Envoy has no such word, and a connection not made in an hour will not be made.
         "connect_timeout": f"{timeouts.connect_seconds or 3600}s",
         "typed_extension_protocol_options": _protocol(pool),
-        **_balancing(),
+        **(_BY_SESSION if session else _EVENLY),
+        **_unhealthy(timeouts),
         **_breakers(),
         **_health(),
-        **_outliers(),
+        **_outliers(timeouts),
         **_tls(place, pool, authorities),
     }
     if uses_names(pool):
@@ -231,86 +247,98 @@ def _servers(
     else:
         cluster |= {
             "type": "EDS",
+            # Both clusters of a pool read the same endpoints.
             "eds_cluster_config": {
-                "service_name": name,
-                "eds_config": watched(place.file(eds_file(name))),
+                "service_name": naming.servers(pool),
+                "eds_config": watched(place.file(eds_file(naming.servers(pool)))),
             },
         }
     return cluster
 
 
-def _front(place: Place, pool: TablePool) -> Json:
-    """The cluster in whose place the egress listener stands, told by the Host which pool is meant."""
-    name = pool_cluster(pool.name)
+def _front(place: Place, pool: TablePool, *, session: bool) -> Json:
+    """A cluster in whose place the egress listener stands, told by the Host which pool is meant."""
+    name = naming.way(pool, session=session)
+    hosts = slots(pool.name) if session else [pool.name]
+
+    def endpoint(host: str) -> Json:
+        return {
+            "endpoint": {"hostname": host, "address": {"pipe": {"path": place.egress_socket}}},
+            "metadata": {"filter_metadata": {NAMESPACE: {"pool": pool.name}}},
+        }
+
     return {
         "name": name,
         "type": "STATIC",
         "connect_timeout": "1s",
         "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
+        **(_BY_SLOT if session else {}),
         **_breakers(),
         "load_assignment": {
             "cluster_name": name,
-            "endpoints": [
-                {
-                    "lb_endpoints": [
-                        {
-                            "endpoint": {
-                                "hostname": pool.name,
-                                "address": {"pipe": {"path": place.egress_socket}},
-                            },
-                            "metadata": {"filter_metadata": {NAMESPACE: {"pool": pool.name}}},
-                        }
-                    ]
-                }
-            ],
+            "endpoints": [{"lb_endpoints": [endpoint(host) for host in hosts]}],
         },
     }
 
 
-def _chain(first: str, second: str, last: str) -> Json:
+def _chain(first: TablePool, second: TablePool, last: TablePool, *, session: bool) -> Json:
     """Tries go to two pools in turn and then to the last. All chains are of one length: a try too many would
     replace the real answer.
     """
-    tries = (first, second, third_try(first, second, last))
+    ways = [naming.way(pool, session=session) for pool in naming.tries(first, second, last)]
     return {
-        "name": chain_cluster(first, second, last),
+        "name": naming.chain(first, second, last, session=session),
         "connect_timeout": "1s",
         "lb_policy": "CLUSTER_PROVIDED",
         **_breakers(),
+        # By these the access log knows whether it was the first try that answered.
+        "metadata": {"filter_metadata": {NAMESPACE: _roles(first, second, last)}},
         "cluster_type": {
             "name": "envoy.clusters.composite",
             "typed_config": {
                 "@type": TYPE + "extensions.clusters.composite.v3.ClusterConfig",
-                "clusters": [{"name": pool_cluster(pool)} for pool in tries],
+                "clusters": [{"name": way} for way in ways],
             },
         },
     }
 
 
+def _roles(first: TablePool, second: TablePool, last: TablePool) -> Json:
+    _, _, third = naming.tries(first, second, last)
+    return {FIRST: "" if first.name == second.name else first.name, THIRD: third.name}
+
+
 def pool_clusters(place: Place, table: RoutingTable, authorities: Mapping[str, str]) -> list[Json]:
-    """A cluster per pool; `authorities` has PEM by the name of its `caFile`."""
+    """A cluster per pool, and another one where sessions act; `authorities` has PEM by the name of its
+    `caFile`.
+
+    Those for sessions come and go by themselves: the others, and what they count, stay as they are.
+    """
     clusters: list[Json] = []
     for pool in sorted(table.pools, key=lambda pool: pool.name):
-        if uses_egress(pool):
-            clusters.append(_front(place, pool))
-            name = real_cluster(pool.name)
-        else:
-            name = pool_cluster(pool.name)
-        clusters.append(_servers(place, name, pool, table.timeouts, authorities))
+        for session in _kinds(table):
+            if uses_egress(pool):
+                clusters.append(_front(place, pool, session=session))
+            clusters.append(_servers(place, pool, table.timeouts, authorities, session=session))
     return clusters
 
 
-def chain_clusters(pools: Sequence[TablePool]) -> list[Json]:
+def chain_clusters(table: RoutingTable) -> list[Json]:
     """A chain for each ordered pair, the third try to the last pool; and one for each pool by itself, for a
-    pin.
+    pin. Where sessions act, as many again for them.
     """
-    last = pools[-1].name
-    chains: list[Json] = []
-    ordered = sorted(pool.name for pool in pools)
-    for first in ordered:
-        for second in ordered:
-            chains.append(_chain(first, second, last))
-    return chains
+    pools = sorted(table.pools, key=lambda pool: pool.name)
+    return [
+        _chain(first, second, table.pools[-1], session=session)
+        for session in _kinds(table)
+        for first in pools
+        for second in pools
+    ]
+
+
+def _kinds(table: RoutingTable) -> tuple[bool, ...]:
+    """Requests without a session, and where sessions act, those with one."""
+    return (False, True) if sessions_act(table) else (False,)
 
 
 def endpoint_files(table: RoutingTable) -> dict[str, Json]:
@@ -318,7 +346,7 @@ def endpoint_files(table: RoutingTable) -> dict[str, Json]:
     files: dict[str, Json] = {}
     for pool in table.pools:
         if not uses_names(pool):
-            name = real_cluster(pool.name) if uses_egress(pool) else pool_cluster(pool.name)
+            name = naming.servers(pool)
             files[eds_file(name)] = {
                 "@type": TYPE + "config.endpoint.v3.ClusterLoadAssignment",
                 **assignment(name, pool),

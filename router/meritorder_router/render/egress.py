@@ -13,10 +13,10 @@ acts at once. The client's own Authorization never passes.
 import json
 
 from meritorder_api.table import RoutingTable, TablePool
-from meritorder_router.render import json_lua
-from meritorder_router.render.clusters import real_cluster, uses_egress
+from meritorder_router.render import json_lua, naming
 from meritorder_router.render.lua import quote
 from meritorder_router.render.place import TYPE, Json, Place
+from meritorder_router.render.session import any_slot, hash_by_slot, sessions_act
 
 EGRESS_ROUTES = "egress"
 """Name of the egress listener's route configuration."""
@@ -70,8 +70,8 @@ def rewrite_script(place: Place, pool: TablePool) -> str | None:
     return f"{script}function envoy_on_request(h)\n{body}end\n" if body else None
 
 
-def _host(place: Place, pool: TablePool) -> Json:
-    action: Json = {"cluster": real_cluster(pool.name), "timeout": "0s", "auto_host_rewrite": True}
+def _host(place: Place, pool: TablePool, domain: str, cluster: str, **more: object) -> Json:
+    action: Json = {"cluster": cluster, "timeout": "0s", "auto_host_rewrite": True, **more}
     if pool.path_prefix is not None:
         action["prefix_rewrite"] = pool.path_prefix.rstrip("/") + "/"
     route: Json = {"match": {"prefix": "/"}, "route": action, "request_body_buffer_limit": BODY_BYTES}
@@ -84,18 +84,25 @@ def _host(place: Place, pool: TablePool) -> Json:
             }
         }
     return {
-        "name": pool.name,
-        "domains": [pool.name],
+        "name": domain,
+        "domains": [domain],
         "routes": [route],
         "request_headers_to_remove": _STRIPPED,
     }
 
 
 def egress_routes(place: Place, table: RoutingTable | None) -> Json:
-    """A virtual host per pool that needs rewrites."""
-    pools = sorted(table.pools, key=lambda pool: pool.name) if table is not None else []
+    """A virtual host per pool that needs rewrites, and another one for its requests with a session."""
+    hosts: list[Json] = []
+    for pool in sorted(table.pools, key=lambda pool: pool.name) if table is not None else ():
+        if not naming.uses_egress(pool):
+            continue
+        hosts.append(_host(place, pool, pool.name, naming.servers(pool)))
+        if table is not None and sessions_act(table):
+            by_session = naming.servers(pool, session=True)
+            hosts.append(_host(place, pool, any_slot(pool.name), by_session, hash_policy=hash_by_slot()))
     return {
         "@type": TYPE + "config.route.v3.RouteConfiguration",
         "name": EGRESS_ROUTES,
-        "virtual_hosts": [_host(place, pool) for pool in pools if uses_egress(pool)],
+        "virtual_hosts": hosts,
     }

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from meritorder_api.policy import SLAMetric
-from meritorder_api.table import RoutingTable, TableSLA
+from meritorder_api.table import RoutingTable, TableSLA, TableTimeouts
 from meritorder_router.render import clusters, loggers, routes
 from meritorder_router.render.bootstrap import RUNTIME, bootstrap
 from meritorder_router.render.egress import egress_routes
@@ -47,7 +47,7 @@ def _resources(resources: Sequence[Json]) -> tuple[bytes, str]:
     return _bytes({"version_info": version, "resources": list(resources)}), version
 
 
-def _runtime(sla: TableSLA | None) -> Json:
+def _runtime(sla: TableSLA | None, timeouts: TableTimeouts) -> Json:
     never = loggers.NEVER
     end_to_end = sla is None or sla.metric is SLAMetric.END_TO_END
     past = never if sla is None else sla.target_milliseconds + 1
@@ -59,12 +59,19 @@ def _runtime(sla: TableSLA | None) -> Json:
             loggers.KEY_SLOW: past if end_to_end else never,
             loggers.KEY_OLD: past if aborts_count else never,
             loggers.KEY_COUNT: 0 if end_to_end else never,
+            loggers.KEY_TIMEOUT: never if timeouts.hedge_milliseconds else 0,
         },
     }
 
 
 def _files(
-    *, cds: Sequence[Json], eds: Mapping[str, Json], rds: Json, egress: Json, sla: TableSLA | None
+    *,
+    cds: Sequence[Json],
+    eds: Mapping[str, Json],
+    rds: Json,
+    egress: Json,
+    sla: TableSLA | None,
+    timeouts: TableTimeouts,
 ) -> EnvoyFiles:
     versions: dict[str, str] = {}
 
@@ -76,7 +83,7 @@ def _files(
         endpoints={name: made(name, [resource]) for name, resource in sorted(eds.items())},
         cds=made(CDS, [{"@type": TYPE + "config.cluster.v3.Cluster", **cluster} for cluster in cds]),
         egress=made(EGRESS, [egress]),
-        rtds=made(RTDS, [_runtime(sla)]),
+        rtds=made(RTDS, [_runtime(sla, timeouts)]),
         rds=made(RDS, [rds]),
         versions=versions,
     )
@@ -95,17 +102,25 @@ def render(
     that is mounted: a pool whose file is not among them trusts no one.
     """
     return _files(
-        cds=[*clusters.pool_clusters(place, table, authorities), *clusters.chain_clusters(table.pools)],
+        cds=[*clusters.pool_clusters(place, table, authorities), *clusters.chain_clusters(table)],
         eds=clusters.endpoint_files(table),
         rds=routes.data_routes(table, dead),
         egress=egress_routes(place, table),
         sla=table.sla,
+        timeouts=table.timeouts,
     )
 
 
 def render_empty(place: Place) -> EnvoyFiles:
     """The files before there is any table: 503 to everything."""
-    return _files(cds=[], eds={}, rds=routes.no_table_routes(), egress=egress_routes(place, None), sla=None)
+    return _files(
+        cds=[],
+        eds={},
+        rds=routes.no_table_routes(),
+        egress=egress_routes(place, None),
+        sla=None,
+        timeouts=TableTimeouts(),
+    )
 
 
 def render_bootstrap(place: Place, sla: TableSLA | None) -> bytes:

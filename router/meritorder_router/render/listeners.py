@@ -9,6 +9,7 @@ from meritorder_router.render import loggers, replies
 from meritorder_router.render.egress import EGRESS_FILTER, EGRESS_ROUTES
 from meritorder_router.render.place import Json, Place, pipe, tcp, typed, watched
 from meritorder_router.render.routes import LISTENING, READY_PATH, ROUTES, TABLE
+from meritorder_router.render.session import session_filter
 from meritorder_router.render.streams import STREAM_FILTER
 
 _HCM = "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
@@ -83,6 +84,7 @@ def data_listener(place: Place) -> Json:
         tcp(place.listen),
         DATA_STATS,
         [
+            session_filter(),
             # Off until a route brings a script. Answers pass the filters from the last to the first, so this
             # one sees what the token filters found.
             {**typed(STREAM_FILTER, "extensions.filters.http.lua.v3.Lua"), "disabled": True},

@@ -13,6 +13,11 @@ read.
 A request that ended by itself has the response code details `via_upstream`; one cut by the pool or by the
 client has not. That string is compared by a CEL filter, since Envoy's own filters cannot say "without this
 flag".
+
+Where tries are hedged (a second one begins while the first goes on, and the first to answer serves), one that
+passed the delay and was overtaken is a failure of its pool, as one timed out is without hedging: else
+a pool that is always overtaken would never be slow, and its limit would grow. One that passed the delay and
+did answer is a sample as any other; one that was overtaken before the delay counts nowhere.
 """
 
 from collections.abc import Sequence
@@ -38,6 +43,10 @@ KEY_COUNT = "meritorder.count_from_ms"
 """Runtime key: 0 where requests are samples by themselves (end to end), `NEVER` where streams are (TTFT,
 TPOT).
 """
+KEY_TIMEOUT = "meritorder.timeout_from_ms"
+"""Runtime key: 0 where a try that ran into its timeout has failed, `NEVER` where it was hedged by another one
+and may still answer.
+"""
 NEVER = 2**31 - 1
 
 SAMPLE = "sample"
@@ -49,8 +58,13 @@ WAITING = "waiting"
 PROMPT = "prompt_tokens"
 COMPLETION = "completion_tokens"
 
-FAILED_FLAGS = ["UF", "UC", "UT", "UR", "LR", "UPE"]
-"""Of an attempt: connect failure, connection closed, timeout, reset by the pool or by us, protocol error."""
+FAILED_FLAGS = ["UF", "UC", "UR", "LR", "UPE"]
+"""Of an attempt: connect failure, connection closed, reset by the pool or by us, protocol error."""
+TIMEOUT = "UT"
+IDLE = "SI"
+"""Of a request, where tries are hedged: no byte for too long."""
+FIRST, THIRD = "first", "third"
+"""In a chain's metadata: the pools of the first try and of the third. No first: all tries are one pool's."""
 RETRIED = "x-envoy-attempt-count"
 
 
@@ -142,26 +156,42 @@ def _noted(key: str, value: bool = True) -> Json:
     }
 
 
+def _expression(cel: str) -> Json:
+    return {
+        "extension_filter": {
+            "name": "envoy.access_loggers.extension_filters.cel",
+            "typed_config": {
+                "@type": TYPE + "extensions.access_loggers.filters.cel.v3.ExpressionFilter",
+                "expression": cel,
+            },
+        }
+    }
+
+
 _POST: Json = {"header_filter": {"header": {"name": ":method", "string_match": {"exact": "POST"}}}}
 _FIRST_TRY: Json = {"header_filter": {"header": {"name": RETRIED, "string_match": {"exact": "1"}}}}
 _NOT_A_PROBE: Json = {
     "header_filter": {"header": {"name": PROBE_HEADER, "present_match": True, "invert_match": True}}
 }
-_ANSWERED: Json = {
-    "extension_filter": {
-        "name": "envoy.access_loggers.extension_filters.cel",
-        "typed_config": {
-            "@type": TYPE + "extensions.access_loggers.filters.cel.v3.ExpressionFilter",
-            "expression": "response.code_details == 'via_upstream'",
-        },
-    }
-}
+_ANSWERED = _expression("response.code_details == 'via_upstream'")
+_ANSWERER = f"xds.upstream_host_metadata.filter_metadata['{NAMESPACE}']['pool']"
+_CHAIN = f"xds.cluster_metadata.filter_metadata['{NAMESPACE}']"
+# Of several tries at once. The second try is never the first one's pool; the third may be.
+_FIRST_ANSWERED = _expression(
+    f"{_CHAIN}['{FIRST}'] == {_ANSWERER} && "
+    f"(upstream.request_attempt_count == 2 || {_CHAIN}['{THIRD}'] != {_ANSWERER})"
+)
+_BY_FIRST = either(_FIRST_TRY, _FIRST_ANSWERED)
 _ERROR = either(_status("GE", 500), _status("EQ", 429))
-_CUT = _flags(*FAILED_FLAGS)
+_CUT = _flags(*FAILED_FLAGS, TIMEOUT, IDLE)
+_GIVEN_UP = both(_flags(TIMEOUT), either(_lasting(KEY_TIMEOUT, 0), _status("EQ", 0)))
+"""Of an attempt: its time was up; if it was hedged then, another one answered first."""
 _COUNT = _lasting(KEY_COUNT, 0)
 _SLOW = _lasting(KEY_SLOW, NEVER)
 _OLD = _lasting(KEY_OLD, NEVER)
 _WELL = _status("LE", 399)
+_IDLE = both(_flags(IDLE), _WELL)
+"""Of a request: an answer that did not go on. Its try has no flag of that."""
 _ABORTED = _flags("DC")
 _ABORTED_LATE = either(both(_COUNT, _OLD), both(_noted(WAITING), _OLD))
 
@@ -171,7 +201,7 @@ def attempt_log(place: Place) -> list[Json]:
     return [
         logger(None, counters=[counter(place, names.POOL_MILLISECONDS, value="%DURATION%")]),
         logger(
-            both(either(_CUT, _ERROR), _POST),
+            both(either(_flags(*FAILED_FLAGS), _ERROR, _GIVEN_UP), _POST),
             counters=[
                 counter(place, names.SAMPLES),
                 counter(place, names.SAMPLES_SLOW),
@@ -210,15 +240,21 @@ def request_log(place: Place) -> list[Json]:
             counters=[counter(place, names.CLIENT_SLOW, pool=None)],
         ),
         logger(
-            both(_POST, _FIRST_TRY, _WELL, either(_COUNT, _noted(SAMPLE)), _ANSWERED),
+            both(_POST, _WELL, either(_COUNT, _noted(SAMPLE)), _ANSWERED, _BY_FIRST),
             counters=[counter(place, names.SAMPLES)],
             histograms=[
                 histogram(place, names.LATENCY_BUCKET, "%DURATION%"),
                 histogram(place, names.TTFT_BUCKET, "%COMMON_DURATION(DS_RX_BEG:US_RX_BODY_BEG:ms)%"),
             ],
         ),
+        logger(both(slow, _POST, _WELL, _ANSWERED, _BY_FIRST), counters=[counter(place, names.SAMPLES_SLOW)]),
         logger(
-            both(slow, _POST, _FIRST_TRY, _WELL, _ANSWERED), counters=[counter(place, names.SAMPLES_SLOW)]
+            both(_IDLE, _POST),
+            counters=[
+                counter(place, names.SAMPLES),
+                counter(place, names.SAMPLES_SLOW),
+                counter(place, names.FAILED_ATTEMPTS),
+            ],
         ),
         logger(
             both(_ABORTED, _POST, _FIRST_TRY, either(_ABORTED_LATE, _noted(SAMPLE))),

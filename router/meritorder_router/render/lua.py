@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from meritorder_api import names
 from meritorder_api.policy import SteeringHeader
-from meritorder_api.table import Fill, RoutingTable
+from meritorder_api.table import Fill, RoutingTable, TablePool
+from meritorder_router.render.naming import chain, way
 
 SHED = "shed"
 """Name of the cluster that does not exist."""
@@ -27,25 +28,11 @@ def quote(text: str) -> str:
     return '"' + "".join(out) + '"'
 
 
-def pool_cluster(pool: str) -> str:
-    return f"pool/{pool}"
-
-
-def third_try(first: str, second: str, last: str) -> str:
-    """Where a request's third try goes: to the last pool, unless the request is pinned to one."""
-    return first if first == second else last
-
-
-def chain_cluster(first: str, second: str, last: str) -> str:
-    """The name says all that the chain is made of: chains come and go, and never change under their name."""
-    return f"chain/{first}/{second}/{third_try(first, second, last)}"
-
-
 @dataclass(frozen=True, slots=True)
 class _Choice:
     """What the script knows of a pool, in merit order."""
 
-    name: str
+    pool: TablePool
     limit: int | None
     weight: int
 
@@ -66,13 +53,28 @@ def _spare(pools: Sequence[_Choice], index: int) -> int:
     return others[0] if index > others[-1] else others[-1]
 
 
+_IN_FLIGHT = """\
+local function in_flight(h, i)
+  local c = h:getCluster(POOL[i])
+  if c == nil then return HUGE end
+  return c:numRequests() + c:numPendingRequests()
+end
+"""
+
+_IN_FLIGHT_OF_BOTH = """\
+local function in_flight(h, i)
+  local c, s = h:getCluster(POOL[i]), h:getCluster(SESSION_POOL[i])
+  if c == nil or s == nil then return HUGE end
+  return c:numRequests() + c:numPendingRequests() + s:numRequests() + s:numPendingRequests()
+end
+"""
+
 _ROOM = """\
 local function room(h, i)
   local limit = LIMIT[i]
   if limit == HUGE then return true end
   if limit == 0 then return false end
-  local c = h:getCluster(POOL[i])
-  return c ~= nil and c:numRequests() + c:numPendingRequests() < limit
+  return in_flight(h, i) < limit
 end
 """
 
@@ -112,6 +114,12 @@ _SEED = """\
 math.randomseed(os.time() + (tonumber(tostring({}):match("0x(%x+)") or "0", 16) or 0) % 1000000)
 """
 
+_SESSION = """\
+  local session = headers:get(HEADER_SESSION)
+  local CHAIN, FULL = CHAIN, FULL
+  if session ~= nil and session ~= "" then CHAIN, FULL = SESSION_CHAIN, SESSION_FULL end
+"""
+
 _PIN = """\
   local pin = headers:get(HEADER_POOL)
   if pin ~= nil and INDEX[pin] ~= nil then return CHAIN[INDEX[pin]][INDEX[pin]] end
@@ -142,20 +150,16 @@ _PRIORITY = """\
 """
 
 _AHEAD = """\
-local function ahead(h, i)
-  local c = h:getCluster(POOL[i])
-  return c ~= nil and c:numRequests() + c:numPendingRequests() < 0.75 * LIMIT[i]
-end
+local function ahead(h, i) return in_flight(h, i) < 0.75 * LIMIT[i] end
 """
 
 
 def choice_script(table: RoutingTable, dead: Set[str] = frozenset()) -> str:
     """The cluster specifier's source for a table; `dead` pools have no healthy endpoint and are passed
     over."""
-    pools = [_Choice(p.name, p.limit, p.weight_percent or 0) for p in table.pools]
-    alive = [p.name for p in pools if p.name not in dead]
-    if alive:
-        pools = [p if p.name in alive else _Choice(p.name, 0, 0) for p in pools]
+    pools = [_Choice(p, p.limit, p.weight_percent or 0) for p in table.pools]
+    if any(p.name not in dead for p in table.pools):
+        pools = [p if p.pool.name not in dead else _Choice(p.pool, 0, 0) for p in pools]
     total = sum(pool.weight for pool in pools)
     split = table.fill is Fill.SPLIT and total > 0
     steering = set(table.requests.headers)
@@ -164,24 +168,40 @@ def choice_script(table: RoutingTable, dead: Set[str] = frozenset()) -> str:
     cheapest = next((i for i, pool in enumerate(pools) if pool.limit != 0), len(pools) - 1)
     # What nobody has room for goes to the last pool, or to the last one that is alive.
     last = max((i for i, pool in enumerate(pools) if pool.limit != 0), default=len(pools) - 1)
-    bottom = table.pools[-1].name
-    spare = pools[_spare(pools, last)].name
-    full = SHED if table.shed else chain_cluster(pools[last].name, spare, bottom)
+    bottom = table.pools[-1]
+    spare = pools[_spare(pools, last)].pool
+
+    def ways(*, session: bool) -> str:
+        return _list(quote(way(p.pool, session=session)) for p in pools)
+
+    def chains(*, session: bool) -> str:
+        return _list(
+            _list(quote(chain(a.pool, b.pool, bottom, session=session)) for b in pools) for a in pools
+        )
+
+    def full(*, session: bool) -> str:
+        return quote(SHED if table.shed else chain(pools[last].pool, spare, bottom, session=session))
 
     lines = [
         "local HUGE = math.huge",
         f"local N = {len(pools)}",
-        f"local POOL = {_list(quote(pool_cluster(p.name)) for p in pools)}",
+        f"local POOL = {ways(session=False)}",
         f"local LIMIT = {_list(_limit(p) for p in pools)}",
-        "local CHAIN = "
-        + _list(_list(quote(chain_cluster(a.name, b.name, bottom)) for b in pools) for a in pools),
+        f"local CHAIN = {chains(session=False)}",
         f"local SPARE = {_list(str(_spare(pools, i) + 1) for i in range(len(pools)))}",
-        f"local FULL = {quote(full)}",
+        f"local FULL = {full(session=False)}",
     ]
+    if SteeringHeader.SESSION in steering:
+        lines += [
+            f"local HEADER_SESSION = {quote(names.HEADER_SESSION)}",
+            f"local SESSION_POOL = {ways(session=True)}",
+            f"local SESSION_CHAIN = {chains(session=True)}",
+            f"local SESSION_FULL = {full(session=True)}",
+        ]
     if split:
         lines += [f"local WEIGHT = {_list(str(p.weight) for p in pools)}", f"local TOTAL = {total}"]
     if steering & {SteeringHeader.POOL, SteeringHeader.EXCLUDE}:
-        index = _list(f"[{quote(p.name)}] = {i + 1}" for i, p in enumerate(pools))
+        index = _list(f"[{quote(p.pool.name)}] = {i + 1}" for i, p in enumerate(pools))
         lines += [f"local INDEX = {index}"]
     if SteeringHeader.POOL in steering:
         lines += [f"local HEADER_POOL = {quote(names.HEADER_POOL)}"]
@@ -196,12 +216,15 @@ def choice_script(table: RoutingTable, dead: Set[str] = frozenset()) -> str:
     script = "\n".join(lines) + "\n"
     if split:
         script += _SEED
+    script += _IN_FLIGHT_OF_BOTH if SteeringHeader.SESSION in steering else _IN_FLIGHT
     script += _ROOM
     if SteeringHeader.PRIORITY in steering:
         script += _AHEAD
     script += "function envoy_on_route(h)\n"
-    if steering & {SteeringHeader.POOL, SteeringHeader.EXCLUDE, SteeringHeader.PRIORITY}:
+    if steering:
         script += "  local headers = h:headers()\n"
+    if SteeringHeader.SESSION in steering:
+        script += _SESSION
     if excluding:
         script += _EXCLUDE
     if SteeringHeader.POOL in steering:

@@ -61,7 +61,7 @@ def local_replies() -> Json:
             {
                 "filter": {
                     "response_flag_filter": {
-                        "flags": ["UH", "UF", "UC", "UT", "UR", "LR", "UO", "UPE", "URX"]
+                        "flags": ["UH", "UF", "UC", "UT", "UR", "LR", "UO", "UPE", "URX", "SI"]
                     }
                 },
                 "headers_to_add": [retry_after],

@@ -7,8 +7,10 @@ from meritorder_api.table import RoutingTable
 from meritorder_router.render import replies
 from meritorder_router.render.clusters import CHAIN_LENGTH
 from meritorder_router.render.loggers import ENDPOINT_POOL, PROBE_HEADER
-from meritorder_router.render.lua import chain_cluster, choice_script
+from meritorder_router.render.lua import choice_script
+from meritorder_router.render.naming import chain
 from meritorder_router.render.place import TYPE, Json, typed
+from meritorder_router.render.session import hash_by_session, session_filter_config, sessions_act
 from meritorder_router.render.streams import STREAM_FILTER, stream_script
 
 ROUTES = "routes"
@@ -47,15 +49,19 @@ def _seconds(value: int) -> str:
     return f"{value}s"
 
 
-def _retries(table: RoutingTable) -> Json:
+def _retries(table: RoutingTable, dead: Set[str]) -> Json:
+    """When another pool is tried, and when a try is given up."""
     policy: Json = {
         "retry_on": RETRY_ON,
         "retriable_status_codes": RETRIED_CODES,
-        "num_retries": CHAIN_LENGTH - 1,
+        "num_retries": _more_tries(table, dead),
         "retry_back_off": {"base_interval": "0.005s", "max_interval": "0.05s"},
     }
     until_headers = table.timeouts.response_headers_seconds
-    if until_headers:
+    if table.timeouts.hedge_milliseconds:
+        # It ends no try then: it begins the next one.
+        policy["per_try_timeout"] = f"{table.timeouts.hedge_milliseconds / 1000:.3f}s"
+    elif until_headers:
         policy["per_try_timeout"] = _seconds(until_headers)
         if table.timeouts.stream_idle_seconds:
             # This timer of Envoy's runs before the headers too, where only the other one shall act.
@@ -63,22 +69,40 @@ def _retries(table: RoutingTable) -> Json:
     return policy
 
 
-def _to_pools(table: RoutingTable) -> Json:
-    return {
+def _more_tries(table: RoutingTable, dead: Set[str]) -> int:
+    """Tries after the first. A hedge that finds no server at all ends the whole request, so none goes to a
+    last pool that is dead; the second pool is one that is not.
+    """
+    if table.timeouts.hedge_milliseconds and table.pools[-1].name in dead:
+        return CHAIN_LENGTH - 2
+    return CHAIN_LENGTH - 1
+
+
+def _to_pools(table: RoutingTable, dead: Set[str]) -> Json:
+    action: Json = {
         "cluster_specifier_plugin": CHOICE,
         "timeout": "0s",
         # Of the endpoints that have a name; the others get the client's Host.
         "auto_host_rewrite": True,
-        "retry_policy": _retries(table),
+        "retry_policy": _retries(table, dead),
     }
+    if table.timeouts.hedge_milliseconds:
+        action["hedge_policy"] = {"hedge_on_per_try_timeout": True}
+        until_headers, idle = table.timeouts.response_headers_seconds, table.timeouts.stream_idle_seconds
+        if until_headers and idle:
+            # All of Envoy's timers for one try only begin another one now; this one ends the request.
+            action["idle_timeout"] = _seconds(max(until_headers, idle))
+    if sessions_act(table):
+        action["hash_policy"] = hash_by_session()
+    return action
 
 
-def _inference(table: RoutingTable, path: str) -> Json:
+def _inference(table: RoutingTable, path: str, dead: Set[str]) -> Json:
     route: Json = {
         "name": "inference",
         "match": _match(path, "POST"),
         "request_body_buffer_limit": BODY_BYTES,
-        "route": _to_pools(table),
+        "route": _to_pools(table, dead),
     }
     script = stream_script(table.sla, add_usage=table.requests.add_usage)
     if script is not None:
@@ -116,17 +140,20 @@ def no_table_routes() -> Json:
 
 
 def data_routes(table: RoutingTable, dead: Set[str]) -> Json:
-    """The data listener's routes for a table."""
+    """The data listener's routes for a table. Pools that are `dead` are passed over, and those without a
+    server.
+    """
+    dead = dead | {pool.name for pool in table.pools if not any(e.ready for e in pool.endpoints)}
     paths = sorted({*names.INFERENCE_PATHS, *table.requests.paths})
-    last = table.pools[-1].name
+    last = table.pools[-1]
     configuration = _configuration(
         ROUTES,
         [
-            *(_inference(table, path) for path in paths),
+            *(_inference(table, path, dead) for path in paths),
             {
                 "name": "models",
                 "match": _match(names.MODELS_PATH, "GET", below=True),
-                "route": _to_pools(table),
+                "route": _to_pools(table, dead),
             },
             _ready(LISTENING, 200),
             _ready(TABLE, 200),
@@ -135,6 +162,7 @@ def data_routes(table: RoutingTable, dead: Set[str]) -> Json:
         include_request_attempt_count=True,
         # Token usage is read from plain bodies.
         request_headers_to_remove=[*names.STEERING_HEADERS, "accept-encoding"],
+        **({"typed_per_filter_config": session_filter_config()} if sessions_act(table) else {}),
     )
     for route in configuration["virtual_hosts"][0]["routes"]:
         if "route" in route:
@@ -145,7 +173,7 @@ def data_routes(table: RoutingTable, dead: Set[str]) -> Json:
                 CHOICE,
                 "extensions.router.cluster_specifiers.lua.v3.LuaConfig",
                 source_code={"inline_string": choice_script(table, dead)},
-                default_cluster=chain_cluster(last, last, last),
+                default_cluster=chain(last, last, last),
             )
         }
     ]
