@@ -267,7 +267,7 @@ async def test_keeps_the_limit_while_bodies_are_read(
     router: EmbeddedRouter, client: httpx.AsyncClient, start_pool: StartPool
 ) -> None:
     a, b = await start_pool("a"), await start_pool("b")
-    a.behaviour = b.behaviour = Behaviour(seconds=0.2, chunks=1)
+    a.behaviour = b.behaviour = Behaviour(seconds=2, chunks=1)  # as long as all of them take to arrive
     await router.apply(table([pool(a, 10), pool(b)], metric="ttft", target=100, requests={"addUsage": True}))
     body = json.dumps({"stream": True, "prompt": "x" * 300_000}).encode()
 
