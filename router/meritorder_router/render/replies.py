@@ -25,6 +25,12 @@ NOT_FOUND = error(
     "invalid_request_error",
     "not_found",
 )
+KEY_REFUSED = error("The pool's own API key was refused.", "server_error", "pool_key_refused")
+TOO_LARGE = error(
+    "The request's headers are too large: at most 60 KiB, in at most 100 of them, are taken.",
+    "invalid_request_error",
+    "headers_too_large",
+)
 SATURATED = error("Every pool is at its limit. Try again shortly.", "rate_limit_error", "pools_saturated")
 
 
@@ -43,6 +49,11 @@ def direct(status: int, body: Json, *, retry: bool = False) -> Json:
     }
 
 
+def _always(value: int) -> Json:
+    """A number that Envoy wants to be able to take from its runtime, where there is none of that name."""
+    return {"default_value": value, "runtime_key": "meritorder.none"}
+
+
 def local_replies() -> Json:
     """How the listener words what Envoy answers by itself.
 
@@ -57,6 +68,10 @@ def local_replies() -> Json:
                 "status_code": 429,
                 "headers_to_add": [retry_after],
                 "body_format_override": {"json_format": SATURATED, "content_type": "application/json"},
+            },
+            {
+                "filter": {"status_code_filter": {"comparison": {"op": "EQ", "value": _always(431)}}},
+                "body_format_override": {"json_format": TOO_LARGE, "content_type": "application/json"},
             },
             {
                 "filter": {
