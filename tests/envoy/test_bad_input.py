@@ -76,7 +76,7 @@ async def test_fifty_malformed_tables_are_refused_one_by_one_while_the_old_one_s
 ) -> None:
     a, b = await start_pool("a"), await start_pool("b")
     tls = {"serverName": "api.example.com"}
-    more = {"tls": tls, "model": "m", "pathPrefix": "/p", "limit": 0}
+    more: dict[str, Any] = {"tls": tls, "model": "m", "pathPrefix": "/p", "limit": 0}
     entries = [pool(a, 100), pool(b, **more), pool(b, 5) | {"name": "c"}]
     good = table(entries, sequence=1)
     statuses: dict[int, int] = {}
@@ -275,7 +275,7 @@ async def test_bodies_that_are_no_requests_go_to_the_pool_which_says_so(
     a, b = await start_pool("a"), await start_pool("b")
     a.keep = True
     a.behaviour = Behaviour(kind="400")
-    more = {"model": "theirs"} if rewrites else {}
+    more: dict[str, Any] = {"model": "theirs"} if rewrites else {}
     await router.apply(table([pool(a, 5, **more), pool(b)], requests={"addUsage": rewrites}))
     pid = router.pid
 

@@ -84,7 +84,7 @@ async def answers(client: httpx.AsyncClient) -> bool:
 async def test_speaks_http2_where_it_is_offered_and_http1_where_not(
     router: EmbeddedRouter, client: httpx.AsyncClient, provider: Provider, rewritten: bool
 ) -> None:
-    more = {"pathPrefix": "/api", "model": "theirs"} if rewritten else {}
+    more: dict[str, Any] = {"pathPrefix": "/api", "model": "theirs"} if rewritten else {}
     seen: dict[str, str] = {}
     for sequence, offer in enumerate(OFFERS, 1):
         await router.apply(table([provider.entry(offer, **more)], sequence=sequence))

@@ -75,7 +75,7 @@ async def test_every_server_that_is_not_to_be_believed_is_passed_over_and_the_re
 ) -> None:
     local, plain = await start_pool("local"), await start_pool("plain")
     plain.keep = True
-    ours = {"ca": authority.certificate.read_text()}
+    ours: dict[str, Any] = {"ca": authority.certificate.read_text()}
     keys = tmp_path / "keys"
     keys.mkdir()
     (keys / "ca_ca.crt").write_bytes(authority.certificate.read_bytes())
@@ -176,7 +176,7 @@ async def test_a_certificate_for_all_names_of_a_domain_is_believed(
     authority: Authority,
     ports: dict[str, int],
 ) -> None:
-    ours = {"ca": authority.certificate.read_text()}
+    ours: dict[str, Any] = {"ca": authority.certificate.read_text()}
     await router.apply(table([over_tls("wildcard", ports["wildcard"], limit=None, **ours)]))
 
     assert (await client.post(CHAT, json={})).status_code == 200

@@ -92,7 +92,7 @@ async def _connect(
     host = endpoint.address
     if not is_address(host):
         loop = asyncio.get_running_loop()
-        host = (await loop.getaddrinfo(host, endpoint.port, type=socket.SOCK_STREAM))[0][4][0]
+        host = str((await loop.getaddrinfo(host, endpoint.port, type=socket.SOCK_STREAM))[0][4][0])
     _, writer = await asyncio.open_connection(host, endpoint.port, ssl=context, server_hostname=name)
     writer.close()
     with contextlib.suppress(OSError):
