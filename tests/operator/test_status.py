@@ -318,8 +318,46 @@ def test_a_transition_is_dated_only_when_the_status_flips() -> None:
             "RefusedByAgent",
             "agent b refused its table: bad pool",
         ),
+        (
+            programmed(
+                refused=[
+                    {"agent": "a", "code": "KeyNotMounted", "reason": "KeyNotMounted: pool `h100`: no key"},
+                    {"agent": "b", "code": "KeyNotMounted", "reason": "pool `h100`: no key"},
+                ]
+            ),
+            "False",
+            "KeyNotMounted",
+            "agent a: pool `h100`: no key; 1 more said so",
+        ),
+        (
+            programmed(refused=[{"agent": "a", "code": "WordOfNextYear", "reason": "something new"}]),
+            "False",
+            "RefusedByAgent",
+            "agent a refused its table: something new",
+        ),
         (programmed(problems=["pool `l40s`: no Service `x`"]), "False", "BackendNotFound", "no Service"),
-        (programmed(problems=["key `k` is not mounted"]), "False", "KeyNotMounted", "not mounted"),
+        # What a sentence is about is told beside it: names in it may have any word.
+        (
+            programmed(problems=["pool `l40s`: Service `mount` not found"]),
+            "False",
+            "BackendNotFound",
+            "`mount`",
+        ),
+        (
+            programmed(
+                problems=["pool `ext`: its certificate has expired", "pool `l40s`: no Service `x`"],
+                problemReasons=["CertificateRefused", "BackendNotFound"],
+            ),
+            "False",
+            "CertificateRefused",
+            "has expired; pool `l40s`",
+        ),
+        (
+            programmed(problems=["something new"], problemReasons=["WordOfNextYear"]),
+            "False",
+            "BackendNotFound",
+            "something new",
+        ),
     ],
 )
 def test_programmed_says_what_agents_applied(

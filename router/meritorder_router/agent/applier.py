@@ -43,6 +43,9 @@ from meritorder_router.render.place import BOOTSTRAP, Place
 log = logging.getLogger("meritorder.agent")
 
 LAST_GOOD = "last-good.json"
+ENDED_SECONDS = 5.0
+"""An Envoy that is started again answers within a second, unless it ends over its files each time."""
+ENDED = "Envoy ended with this table and did not come up again; it runs with the table before"
 
 _VERSION_STATS: Mapping[str, str] = {
     CDS: "cluster_manager.cds",
@@ -126,6 +129,8 @@ class Applier:
         self._lock = asyncio.Lock()
         self._touched: set[str] = set()
         self._seen: Mapping[str, int | str] = {}
+        self._fatal: set[str] = set()
+        """Revisions of tables with which Envoy ended and did not come up: they are not tried again."""
 
     async def close(self) -> None:
         await self.admin.close()
@@ -140,8 +145,12 @@ class Applier:
             table = parse(last)
             if isinstance(table, Refused):
                 log.warning(f"the last table kept on disk is refused: {table.reason}")
-            else:
+            elif table.seal().table_revision == table.table_revision:
                 self.current = table
+            else:
+                # An agent of another version kept it, without fields that it did not know: it serves, and is
+                # asked for again.
+                self.current = table.model_copy(update={"table_revision": ""})
         if self.current is None:
             files = render_empty(self.place)
         else:
@@ -176,12 +185,16 @@ class Applier:
         async with self._lock:
             if self.current is not None and table.table_revision == self.current.table_revision:
                 return Applied(table=table, changed=False)
+            if table.table_revision in self._fatal:
+                return Refused(reason=ENDED, revision=table.table_revision, sequence=table.sequence)
             mounted = look_at_mounted(self.place.keys, table, self.mounted)
             # What was only not mounted may be well: it is for the next look to say.
             ill = (self.dead - self.mounted.lacking.keys()) & {pool.name for pool in table.pools}
             dead = ill | mounted.lacking.keys()
             refused = await self._switch(self._render(table, dead, mounted))
             if refused is not None:
+                if refused == ENDED:
+                    self._fatal.add(table.table_revision)
                 return Refused(reason=refused, revision=table.table_revision, sequence=table.sequence)
             self.current, self.dead, self.mounted = table, dead, mounted
             self._write(LAST_GOOD, table.to_json())
@@ -257,11 +270,20 @@ class Applier:
         loop = asyncio.get_running_loop()
         end = loop.time() + self._wait_seconds
         pause = 0.002
+        gone_at: float | None = None
         while True:
             try:
                 seen = await self.admin.stats(_WATCHED)
             except Unreachable:
-                return None  # It does not run: it starts from these files.
+                if not self._seen:
+                    return None  # It does not run yet: it starts from these files.
+                # It ended just now, or over these files: it is started again, and shows which.
+                gone_at = loop.time() if gone_at is None else gone_at
+                if loop.time() - gone_at >= ENDED_SECONDS:
+                    return ENDED
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, 0.05)
+                continue
             before, self._seen = self._seen, seen
             if int(seen.get("server.uptime", 0)) < int(before.get("server.uptime", 0)):
                 before = {}  # Another process: its counters began at 0.
