@@ -1,4 +1,5 @@
-"""Streams: a filter in Lua that a route switches on where the SLA is about tokens, or `addUsage` is set.
+"""A filter in Lua that a route switches on where the SLA is about tokens, `addUsage` is set, or requests have
+size classes.
 
 Time to first token ends with the first `data:` event; SSE comments before it do not count. The filter leaves
 the body alone after that, so the rest of the stream costs nothing. Time per output token needs the last
@@ -8,11 +9,13 @@ The verdict goes into dynamic metadata, where the access loggers read it (`rende
 stream die while a script waits for the next chunk: they are taken anew each time.
 """
 
+from meritorder_api import names
 from meritorder_api.policy import SLAMetric
 from meritorder_api.table import TableSLA
 from meritorder_router.render.json_lua import FIND
 from meritorder_router.render.loggers import COMPLETION, NAMESPACE, SAMPLE, SLOW, TOKENS, WAITING
-from meritorder_router.render.lua import quote
+from meritorder_router.render.lua import listed, quote
+from meritorder_router.render.sizes import ASKED_BY, BYTES_PER_TOKEN, DIGITS, READ_BYTES, SIZES
 
 STREAM_FILTER = "meritorder.streams"
 
@@ -101,6 +104,36 @@ _ADD_USAGE = """\
   end
 """
 
+_CLASSES = f"""\
+local HEADER_CLASS = {quote(names.HEADER_CLASS)}
+local ASKED_BY = {listed(quote(key) for key in ASKED_BY)}
+local function asked(text)
+  for i = 1, #ASKED_BY do
+    -- Most bodies do not have the key at all, which is soon seen.
+    local at = text:find('"' .. ASKED_BY[i] .. '"', 1, true) and find_value(text, ASKED_BY[i])
+    local digits = at and text:match("^([1-9]%d*)%s*[,}}]", at)
+    if digits and #digits <= {DIGITS} then return tonumber(digits) end
+  end
+end
+local function class_of(tokens)
+  local class = {SIZES[0]}
+  while class < tokens and class < {SIZES[-1]} do class = class * 2 end
+  return tostring(class)
+end
+"""
+
+_CLASSIFY = f"""\
+  local told = h:headers():get("content-length")
+  local length = told and tonumber(told)
+  if length then
+    local body = length <= {READ_BYTES} and h:body() or nil
+    local tokens = body and asked(body:getBytes(0, body:length())) or length / {BYTES_PER_TOKEN}
+    h:headers():replace(HEADER_CLASS, class_of(tokens))
+    -- For the class; and reading the body has taken time, in which others may have been let in.
+    h:clearRouteCache()
+  end
+"""
+
 
 def _judge(sla: TableSLA) -> tuple[str, str, str]:
     """What an SLA needs: at the head, in a request, in a response."""
@@ -117,11 +150,15 @@ def _judge(sla: TableSLA) -> tuple[str, str, str]:
     return head, _BEGAN, response
 
 
-def stream_script(sla: TableSLA, *, add_usage: bool) -> str | None:
+def stream_script(sla: TableSLA, *, add_usage: bool, size_classes: bool) -> str | None:
     """The filter's source, where there is something to do."""
     head, request, response = _judge(sla)
-    if add_usage:
+    if add_usage or size_classes:
         head += FIND
+    if size_classes:
+        head += _CLASSES
+        request += _CLASSIFY
+    if add_usage:
         request += _ADD_USAGE
     if not request and not response:
         return None
