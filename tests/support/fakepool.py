@@ -114,7 +114,7 @@ class FakePool:
             await self.gate.wait()
         try:
             asked = json.loads(body) if body else {}
-        except ValueError:
+        except (ValueError, RecursionError):
             asked = {}
         stream = isinstance(asked, dict) and asked.get("stream") is True
         if behaviour.kind == "reset":

@@ -17,6 +17,9 @@ SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 """Most tokens of each class; the last one holds everything larger too."""
 ASKED_BY = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 """Keys of the body that say how long the answer may be; where there are several, servers go by the first."""
+ENDING = "_tokens"
+"""What all of these end with, and few words of a prompt do: by this they are looked for."""
+LONGEST = max(len(key) for key in ASKED_BY)
 READ_BYTES = 256 * 1024
 """A larger body is not waited for."""
 BYTES_PER_TOKEN = 4

@@ -12,10 +12,18 @@ stream die while a script waits for the next chunk: they are taken anew each tim
 from meritorder_api import names
 from meritorder_api.policy import SLAMetric
 from meritorder_api.table import TableSLA
-from meritorder_router.render.json_lua import FIND
+from meritorder_router.render.json_lua import FIND, MOST_STEPS, OUTERMOST
 from meritorder_router.render.loggers import COMPLETION, NAMESPACE, SAMPLE, SLOW, TOKENS, WAITING
-from meritorder_router.render.lua import listed, quote
-from meritorder_router.render.sizes import ASKED_BY, BYTES_PER_TOKEN, DIGITS, READ_BYTES, SIZES
+from meritorder_router.render.lua import quote
+from meritorder_router.render.sizes import (
+    ASKED_BY,
+    BYTES_PER_TOKEN,
+    DIGITS,
+    ENDING,
+    LONGEST,
+    READ_BYTES,
+    SIZES,
+)
 
 STREAM_FILTER = "meritorder.streams"
 
@@ -106,14 +114,26 @@ _ADD_USAGE = """\
 
 _CLASSES = f"""\
 local HEADER_CLASS = {quote(names.HEADER_CLASS)}
-local ASKED_BY = {listed(quote(key) for key in ASKED_BY)}
+local RANK = {{{", ".join(f"[{quote(key)}] = {rank}" for rank, key in enumerate(ASKED_BY, 1))}}}
 local function asked(text)
-  for i = 1, #ASKED_BY do
-    -- Most bodies do not have the key at all, which is soon seen.
-    local at = text:find('"' .. ASKED_BY[i] .. '"', 1, true) and find_value(text, ASKED_BY[i])
-    local digits = at and text:match("^([1-9]%d*)%s*[,}}]", at)
-    if digits and #digits <= {DIGITS} then return tonumber(digits) end
+  local best, tokens = {len(ASKED_BY) + 1}, nil
+  local at = 1
+  left = {MOST_STEPS}
+  while left > 0 do
+    left = left - 1
+    local _, quoted = text:find({quote(ENDING)} .. '"', at, true)
+    if quoted == nil then break end
+    at = quoted + 1
+    local key = text:sub(math.max(quoted - {LONGEST + 1}, 1), quoted):match('"([a-z_]+)"$')
+    if key and (RANK[key] or best) < best then
+      local from = quoted - #key - 1
+      local digits, to = text:match("^%s*:%s*([1-9]%d*)()%s*[,}}]", at)
+      if digits and #digits <= {DIGITS} and text:byte(from - 1) ~= 92 and outermost(text, from, to) then
+        best, tokens = RANK[key], tonumber(digits)
+      end
+    end
   end
+  return tokens
 end
 local function class_of(tokens)
   local class = {SIZES[0]}
@@ -153,12 +173,11 @@ def _judge(sla: TableSLA) -> tuple[str, str, str]:
 def stream_script(sla: TableSLA, *, add_usage: bool, size_classes: bool) -> str | None:
     """The filter's source, where there is something to do."""
     head, request, response = _judge(sla)
-    if add_usage or size_classes:
-        head += FIND
     if size_classes:
-        head += _CLASSES
+        head += OUTERMOST + _CLASSES
         request += _CLASSIFY
     if add_usage:
+        head += FIND
         request += _ADD_USAGE
     if not request and not response:
         return None
