@@ -59,7 +59,7 @@ async def test_refuses_more_pools_than_can_be_watched_and_serves_on(
 
                 async def answered_by(name: str) -> bool:
                     response = await client.post("/chat/completions", json={})
-                    return response.headers.get("x-meritorder-answered-by") == name
+                    return bool(response.headers.get("x-meritorder-answered-by") == name)
 
                 await until(lambda: answered_by("a"), 20, "an answer", retry_on=(httpx.TransportError,))
                 envoy = agent.child("envoy")
