@@ -12,6 +12,9 @@ from typing import Any
 import httpx
 import pytest
 
+from meritorder_api.container import RouterSettings
+from meritorder_api.policy import Gateway, InferencePolicySpec
+from meritorder_operator import gateway
 from servers.control_plane import ControlPlane
 from servers.pki import Authority
 from servers.pods import ensure_node
@@ -332,6 +335,42 @@ def test_the_injected_router_runs(
         wait_until(lambda: policy.programmed().get("applied") == 1, 40, "it has applied the table")
         other = httpx.get(f"{url}/nothing", trust_env=False)
         assert (other.status_code, other.json()["error"]["code"]) == (404, "not_found")
+
+
+def test_the_router_of_a_gateway_runs(
+    control_plane: ControlPlane, server: Server, authority: Authority, home: str, tmp_path: Path
+) -> None:
+    policy = routed(control_plane, home, "shared")
+    spec = InferencePolicySpec.model_validate(policy.read()["spec"])
+    wanted = Gateway.model_validate({"auth": {"secretRef": {"name": "clients"}}})
+    metadata = {"namespace": home, "name": "shared", "uid": "u-1"}
+    settings = RouterSettings(image="example.com/meritorder:1", server_urls=(server.url,))
+    template = gateway.objects(metadata, spec, wanted, settings)[gateway.DEPLOYMENT]["spec"]["template"]
+    body = {"metadata": {"name": "shared", **template["metadata"]}, "spec": dict(template["spec"])}
+    body["spec"] |= {"nodeName": ensure_node(control_plane)}
+    pod = _create(control_plane, home, body)
+    container = pod["spec"]["containers"][0]
+    # Its ports are the same in each pod; here another test may have them.
+    listen, metrics = free_ports(2)
+    container["args"] = [
+        one.replace(":8089", f":{listen}").replace(":9902", f":{metrics}") for one in container["args"]
+    ]
+    token = control_plane.token_for(home, "default", audiences=["meritorder"], pod="shared")
+    mount(tmp_path / "identity", {"token": token, "ca.crt": authority.certificate.read_text()})
+    mount(tmp_path / "clients", {"web": "a-token"})
+    mounts = {
+        "/var/run/secrets/meritorder": tmp_path / "identity",
+        "/var/run/secrets/meritorder-clients": tmp_path / "clients",
+        "/run/meritorder": tmp_path / "run",
+    }
+    with run_container(container, tmp_path, mounts) as router:
+        wait_ready(router, f"http://127.0.0.1:{metrics}{container['readinessProbe']['httpGet']['path']}")
+        url = f"http://127.0.0.1:{listen}/v1/nothing"
+        assert httpx.get(url, trust_env=False).status_code == 401
+        known = httpx.get(url, headers={"authorization": "Bearer a-token"}, trust_env=False)
+        assert known.status_code == 404
+        wait_until(lambda: policy.programmed().get("applied") == 1, 40, "it has applied the table")
+        router.kill()  # it would serve on for a while
 
 
 def routed(control_plane: ControlPlane, namespace: str, name: str) -> Policy:
