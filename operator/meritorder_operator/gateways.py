@@ -17,7 +17,7 @@ from meritorder_api.container import RouterSettings
 from meritorder_api.policy import Gateway, InferencePolicySpec
 from meritorder_api.reasons import Reason
 from meritorder_operator import gateway
-from meritorder_operator.cluster import Cluster, ClusterError, Refused
+from meritorder_operator.cluster import Cluster, ClusterError, LeaseLost, Refused
 from meritorder_operator.gateway import KINDS, Kind
 from meritorder_operator.news import News
 from meritorder_operator.view import PolicyView
@@ -140,6 +140,12 @@ class Gateways:
                 await self._make(view, spec, spec.gateway, self._settings)
         except (ClusterError, Foreign) as error:
             problem = str(error)
+        except LeaseLost:
+            raise
+        except Exception as error:
+            # A fault in one gateway must not end what decides for all policies.
+            problem = f"the operator failed on it: {error!r}"
+            log.exception("%s: gateway", view.key)
         self._kept[view.key] = _Kept(
             uid=uid,
             generation=generation,

@@ -6,6 +6,7 @@ it. `MERITORDER_UPDATE_GOLDEN=1 pytest tests/router/test_injection.py` writes th
 
 from __future__ import annotations
 
+import copy
 import os
 import secrets
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from meritorder_api.container import RouterSettings
 from meritorder_api.policy import InferencePolicySpec
@@ -124,3 +127,63 @@ def restricted_namespace(control_plane: ControlPlane) -> Iterator[str]:
     name = control_plane.create_namespace(f"t-{secrets.token_hex(4)}", labels)
     yield name
     control_plane.delete_namespace(name)
+
+
+NAME = st.sampled_from(["app", "other", "meritorder-router", "meritorder-run", "a-b"])
+VARIABLE = st.fixed_dictionaries({"name": st.sampled_from(["OPENAI_BASE_URL", "A"])})
+PORT = st.fixed_dictionaries({"containerPort": st.sampled_from([80, 8089, 9902])})
+CONTAINERS = st.lists(
+    st.fixed_dictionaries(
+        {"name": NAME},
+        optional={
+            "env": st.none() | st.lists(VARIABLE, max_size=2),
+            "envFrom": st.lists(st.just({"configMapRef": {"name": "x"}}), max_size=1),
+            "ports": st.none() | st.lists(PORT, max_size=2),
+            "restartPolicy": st.just("Always"),
+        },
+    ),
+    max_size=3,
+)
+VALUE = st.sampled_from(["chat", "8089", "9902", "Always", "²", "", "x" * 300, "-"])
+ANNOTATIONS = st.fixed_dictionaries(
+    {"meritorder.dev/policy": st.just("chat") | VALUE},
+    optional={f"meritorder.dev/{key}": VALUE for key in ("port", "metrics-port", "injected", "base-url")},
+)
+PODS = st.fixed_dictionaries(
+    {
+        "metadata": st.fixed_dictionaries(
+            {"name": st.just("web"), "labels": st.just({"meritorder.dev/inject": "true"})},
+            optional={"annotations": ANNOTATIONS},
+        ),
+        "spec": st.fixed_dictionaries(
+            {"containers": CONTAINERS},
+            optional={
+                "initContainers": st.none() | CONTAINERS,
+                "volumes": st.none() | st.lists(st.fixed_dictionaries({"name": NAME}), max_size=2),
+                "hostNetwork": st.booleans(),
+                "terminationGracePeriodSeconds": st.none() | st.integers(0, 10**6),
+            },
+        ),
+    }
+)
+
+
+def outcome_of(pod: dict[str, Any]) -> str | Injected | Left:
+    try:
+        return asked(pod, None)
+    except Refused as refused:
+        return str(refused)
+
+
+@given(PODS)
+def test_any_pod_is_refused_in_a_sentence_or_settled_by_one_patch(pod: dict[str, Any]) -> None:
+    before = copy.deepcopy(pod)
+    found = outcome_of(pod)
+    assert pod == before
+    if isinstance(found, str):
+        assert found.startswith("pod `ml/web` ")
+        assert len(found) < 500
+    elif isinstance(found, Injected):
+        after = patched(pod, found.patch)
+        assert outcome_of(after) == Left(reason="HasRouter")
+        assert len(after["spec"]["containers"]) == len(pod["spec"]["containers"])
