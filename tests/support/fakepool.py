@@ -46,6 +46,8 @@ class FakePool:
     behaviour: Behaviour = field(default_factory=Behaviour)
     requests: int = 0
     health_checks: int = 0
+    health_hosts: set[str] = field(default_factory=set)
+    """The Hosts that health checks asked for."""
     in_flight: int = 0
     most_in_flight: int = 0
     headers: list[dict[str, str]] = field(default_factory=list)
@@ -90,6 +92,7 @@ class FakePool:
 
     async def _health(self, request: web.Request) -> web.Response:
         self.health_checks += 1
+        self.health_hosts.add(request.host)
         return web.Response(status=self.behaviour.health_status)
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
@@ -110,7 +113,7 @@ class FakePool:
         behaviour = self.behaviour
         try:
             asked = json.loads(body) if body else {}
-        except ValueError:
+        except (ValueError, RecursionError):
             asked = {}
         stream = isinstance(asked, dict) and asked.get("stream") is True
         if behaviour.kind == "reset":

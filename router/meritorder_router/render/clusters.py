@@ -55,13 +55,17 @@ def _host(name: str, port: int, default: int) -> str:
 
 
 def _endpoint(pool: TablePool, endpoint: TableEndpoint) -> Json:
+    # Each has a name, of which the Host is made: else a try would go out with the name of the one before it,
+    # and health checks with that of the cluster.
+    if pool.tls is not None:
+        host = _host(pool.tls.server_name, endpoint.port, 443)
+    else:
+        host = _host(endpoint.address, endpoint.port, 80)
     target: Json = {
         "address": {"socket_address": {"address": endpoint.address, "port_value": endpoint.port}},
+        "hostname": host,
+        "health_check_config": {"hostname": host},
     }
-    if pool.tls is not None:
-        target["hostname"] = _host(pool.tls.server_name, endpoint.port, 443)
-    elif uses_egress(pool) or not is_address(endpoint.address):
-        target["hostname"] = _host(endpoint.address, endpoint.port, 80)
     return {"endpoint": target, "metadata": {"filter_metadata": {NAMESPACE: {"pool": pool.name}}}}
 
 

@@ -154,5 +154,6 @@ def egress_listener(place: Place) -> Json:
         pipe(place.egress_socket),
         "egress",
         [{**typed(EGRESS_FILTER, "extensions.filters.http.lua.v3.Lua"), "disabled": True}, _router()],
+        local_reply_config=replies.egress_replies(),
         rds={"route_config_name": EGRESS_ROUTES, "config_source": watched(place.file("egress.json"))},
     )

@@ -82,7 +82,7 @@ def _to_pools(table: RoutingTable, dead: Set[str]) -> Json:
     action: Json = {
         "cluster_specifier_plugin": CHOICE,
         "timeout": "0s",
-        # Of the endpoints that have a name; the others get the client's Host.
+        # The Host is the endpoint's name, at each try that of the server that is asked.
         "auto_host_rewrite": True,
         "retry_policy": _retries(table, dead),
     }
