@@ -1,6 +1,6 @@
 """Keeps certificates where they are used: the authority and the servers' certificate as Secrets in the
 operator's own namespace, what agents trust as ConfigMap `meritorder-ca` in each namespace that has a
-policy, and the webhook's `caBundle`.
+policy, and the webhook's `caBundle`. Where others make the certificates, their `ca.crt` is handed on so.
 
 Level-driven: looked at from time to time and written only where it differs. A namespace that cannot be
 written is told once and tried again; nothing here ever holds up a decision.
@@ -37,6 +37,7 @@ class Trust:
         *,
         cluster: Cluster,
         namespace: str,
+        ca_secret: str | None,
         server_secret: str,
         server_names: tuple[str, ...],
         webhook: str | None,
@@ -46,6 +47,7 @@ class Trust:
     ) -> None:
         self._cluster = cluster
         self._namespace = namespace
+        self._ca_secret = ca_secret
         self._server_secret = server_secret
         self._server_names = server_names or tuple(
             f"meritorder-router.{namespace}{rest}" for rest in ("", ".svc", ".svc.cluster.local")
@@ -55,7 +57,8 @@ class Trust:
         self._clock = clock
         self._wall = wall
         self._bundle = ""
-        self._checked_at = float("-inf")
+        self._due_at = float("-inf")
+        """When everything is compared again."""
         self._done: dict[str, float] = {}
         """When each namespace is looked at again."""
         self._told: dict[str, str] = {}
@@ -69,12 +72,13 @@ class Trust:
     async def look(self) -> None:
         """Do what is due."""
         now = self._clock()
-        if now - self._checked_at >= CHECK_SECONDS:
-            self._checked_at = now - CHECK_SECONDS + RETRY_SECONDS
-            if await self._tried(self._namespace, self._own):
-                self._checked_at = now
+        if now >= self._due_at:
+            given = self._ca_secret is not None
+            good = await self._tried(self._namespace, self._given if given else self._own)
             if self._webhook is not None and self._bundle:
-                await self._tried("the webhook", self._patch_webhook)
+                good &= await self._tried("the webhook", self._patch_webhook)
+            # Nobody tells when others renew theirs.
+            self._due_at = now + (CHECK_SECONDS if good and not given else RETRY_SECONDS)
         if not self._bundle:
             return
         wanted = set(self._policy_namespaces())
@@ -107,13 +111,28 @@ class Trust:
             log.info("certificates: the authority has changed")
         served = await self._secret(self._server_secret)
         server = Pair(certificate=served[1].get("tls.crt", ""), key=served[1].get("tls.key", ""))
-        if not is_good(server, authorities.current, self._server_names, now):
+        good = is_good(server, authorities.current, self._server_names, now)
+        if not good:
             server = make_server_cert(authorities.current, self._server_names, now)
+        # Servers trust one another by this bundle, so it must have an authority before that signs.
+        if not good or served[1].get("ca.crt") != authorities.bundle:
             data = {"tls.crt": server.certificate, "tls.key": server.key, "ca.crt": authorities.bundle}
             await self._put_secret(self._server_secret, "kubernetes.io/tls", data, served[0])
-            log.info("certificates: the servers have a new one")
-        if authorities.bundle != self._bundle:
-            self._bundle = authorities.bundle
+            log.info("certificates: the servers have %s", "a new bundle" if good else "a new one")
+        self._hand_on(authorities.bundle)
+
+    async def _given(self) -> None:
+        """What others made: agents are told to trust that alone."""
+        assert self._ca_secret is not None
+        _, data = await self._secret(self._ca_secret)
+        bundle = data.get("ca.crt", "")
+        if not bundle:
+            raise Refused(404, f"Secret `{self._namespace}/{self._ca_secret}` has no `ca.crt` yet")
+        self._hand_on(bundle)
+
+    def _hand_on(self, bundle: str) -> None:
+        if bundle != self._bundle:
+            self._bundle = bundle
             self._done.clear()
 
     async def _secret(self, name: str) -> tuple[str | None, dict[str, str]]:
