@@ -57,8 +57,7 @@ class Trust:
         self._clock = clock
         self._wall = wall
         self._bundle = ""
-        self._due_at = float("-inf")
-        """When everything is compared again."""
+        self._checked_at = float("-inf")
         self._done: dict[str, float] = {}
         """When each namespace is looked at again."""
         self._told: dict[str, str] = {}
@@ -72,13 +71,15 @@ class Trust:
     async def look(self) -> None:
         """Do what is due."""
         now = self._clock()
-        if now >= self._due_at:
-            given = self._ca_secret is not None
-            good = await self._tried(self._namespace, self._given if given else self._own)
+        if now - self._checked_at >= CHECK_SECONDS:
+            self._checked_at = now - CHECK_SECONDS + RETRY_SECONDS
+            if self._ca_secret is not None:
+                # Nobody tells when others renew theirs, so this is looked at ever again.
+                await self._tried(self._namespace, partial(self._given, self._ca_secret))
+            elif await self._tried(self._namespace, self._own):
+                self._checked_at = now
             if self._webhook is not None and self._bundle:
-                good &= await self._tried("the webhook", self._patch_webhook)
-            # Nobody tells when others renew theirs.
-            self._due_at = now + (CHECK_SECONDS if good and not given else RETRY_SECONDS)
+                await self._tried("the webhook", self._patch_webhook)
         if not self._bundle:
             return
         wanted = set(self._policy_namespaces())
@@ -119,20 +120,17 @@ class Trust:
             data = {"tls.crt": server.certificate, "tls.key": server.key, "ca.crt": authorities.bundle}
             await self._put_secret(self._server_secret, "kubernetes.io/tls", data, served[0])
             log.info("certificates: the servers have %s", "a new bundle" if good else "a new one")
-        self._hand_on(authorities.bundle)
+        if authorities.bundle != self._bundle:
+            self._bundle = authorities.bundle
+            self._done.clear()
 
-    async def _given(self) -> None:
+    async def _given(self, name: str) -> None:
         """What others made: agents are told to trust that alone."""
-        assert self._ca_secret is not None
-        _, data = await self._secret(self._ca_secret)
-        bundle = data.get("ca.crt", "")
-        if not bundle:
-            raise Refused(404, f"Secret `{self._namespace}/{self._ca_secret}` has no `ca.crt` yet")
-        self._hand_on(bundle)
-
-    def _hand_on(self, bundle: str) -> None:
-        if bundle != self._bundle:
-            self._bundle = bundle
+        _, data = await self._secret(name)
+        if not data.get("ca.crt"):
+            raise Refused(404, f"Secret `{self._namespace}/{name}` has no `ca.crt` yet")
+        if data["ca.crt"] != self._bundle:
+            self._bundle = data["ca.crt"]
             self._done.clear()
 
     async def _secret(self, name: str) -> tuple[str | None, dict[str, str]]:

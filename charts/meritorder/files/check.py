@@ -15,7 +15,9 @@ import urllib.request
 def series(url):
     with urllib.request.urlopen(url, timeout=5) as answer:
         lines = answer.read().decode().splitlines()
-    return {name: float(value) for name, _, value in (line.partition(" ") for line in lines if line[:1] != "#")}
+    return {
+        name: float(value) for name, _, value in (line.partition(" ") for line in lines if line[:1] != "#")
+    }
 
 
 def operator():
@@ -26,15 +28,19 @@ def operator():
 
 def router():
     found = series(os.environ["METRICS_ROUTER"])
-    return None if found.get("meritorder_server_tables_on") == 1 else "the router server hands out no tables yet"
+    return (
+        None if found.get("meritorder_server_tables_on") == 1 else "the router server hands out no tables yet"
+    )
 
 
 def certificate():
     host, _, port = os.environ["SERVER"].rpartition(":")
     context = ssl.create_default_context(cafile=os.environ["CA"])
-    with socket.create_connection((host, int(port)), timeout=5) as plain:
-        with context.wrap_socket(plain, server_hostname=os.environ["SERVER_NAME"]) as secured:
-            return None if secured.version() else "no TLS"
+    with (
+        socket.create_connection((host, int(port)), timeout=5) as plain,
+        context.wrap_socket(plain, server_hostname=os.environ["SERVER_NAME"]) as secured,
+    ):
+        return None if secured.version() else "no TLS"
 
 
 def check(what):
