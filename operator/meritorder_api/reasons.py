@@ -112,3 +112,6 @@ class Reason(StrEnum):
     CA_NOT_MOUNTED = "CANotMounted"
     MEASURED_COST_DISAGREES = "MeasuredCostDisagrees"
     ALL_WELL = "AllWell"
+    # events beside conditions
+    NOT_INJECTED = "NotInjected"
+    GATEWAY_FAILED = "GatewayFailed"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from meritorder_api import metric_names
 from meritorder_router.render import loggers, replies
+from meritorder_router.render.clients import client_filters
 from meritorder_router.render.egress import EGRESS_FILTER, EGRESS_ROUTES
 from meritorder_router.render.place import Json, Place, pipe, tcp, typed, watched
 from meritorder_router.render.routes import LISTENING, READY_PATH, ROUTES, TABLE
@@ -84,6 +85,7 @@ def data_listener(place: Place) -> Json:
         tcp(place.listen),
         DATA_STATS,
         [
+            *client_filters(place),
             session_filter(),
             # Off until a route brings a script. Answers pass the filters from the last to the first, so this
             # one sees what the token filters found.
