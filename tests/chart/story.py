@@ -15,6 +15,7 @@ import httpx
 from chart import audit
 from chart.installed import ByName, Operator, Release
 from chart.installed import Server as InstalledServer
+from chart.objects import container_of
 from chart.reference import CHART
 from meritorder_api.names import OPERATOR_LEASE
 from servers import router_server
@@ -117,6 +118,29 @@ class Story:
         source = {"prometheus": {"url": f"{NOWHERE}/own", "authSecretRef": {"name": "prometheus"}}}
         self.policies.apply("own-source", metricsSource=source)
         self.policies.routed("own-source")
+
+    def have_a_gateway_for_a_while(self) -> None:
+        """A policy that asks for a gateway, and then no longer."""
+        path = f"/apis/apps/v1/namespaces/{self.home}/deployments/chat-gateway"
+
+        def there() -> bool:
+            return self.cluster.client.get(path).status_code == 200
+
+        self.policies.apply("chat", gateway={"replicas": 1})
+        wait_until(there, 30, "the gateway is there")
+        router = self.cluster.request("GET", path)["spec"]["template"]["spec"]["containers"][0]
+        assert router["image"] == container_of(self.release.deployment("operator"))["image"]
+        assert f"--server-url=https://{self.release.server_name}" in router["args"]
+        self.policies.apply("chat")
+        wait_until(lambda: not there(), 30, "the gateway is gone")
+
+    def create_a_pod_that_is_not_injected(self) -> None:
+        """A pod that asks for a router where no webhook answers: there is no network to the servers here."""
+        annotations = {"meritorder.dev/policy": "chat"}
+        labels = {"meritorder.dev/inject": "true"}
+        create_pod(self.cluster, self.home, "app-1", labels=labels, annotations=annotations)
+        path = f"/api/v1/namespaces/{self.home}/events?fieldSelector=reason=NotInjected"
+        wait_until(lambda: self.cluster.request("GET", path)["items"], 30, "it is told of")
 
     def spoil_the_secrets(self) -> None:
         """Somebody overwrites both Secrets; the next operator makes them anew."""

@@ -12,7 +12,14 @@ import pytest
 from assets.find import MissingBinary
 from chart import reference
 from chart.objects import by_kind, container_of, named
-from meritorder_api.names import DEFAULT_SERVER_PORT, INJECT_LABEL
+from meritorder_api.metric_names import AGENT_METRICS_PATH, METRICS_PATH
+from meritorder_api.names import (
+    DEFAULT_SERVER_PORT,
+    GATEWAY_LABEL,
+    INJECT_LABEL,
+    METRICS_PORT_NAME,
+    ROUTER_CONTAINER,
+)
 from meritorder_operator.__main__ import main as operator_command
 from meritorder_router.server.main import serve_command
 from servers.helm import Helm, setting
@@ -111,16 +118,25 @@ def test_values_that_do_not_go_together_are_refused(
     assert sentence in done.stderr
 
 
+def variables(command: Any) -> set[str]:
+    """Environment variables that it reads."""
+    found = (parameter.envvar or () for parameter in command.params)
+    return {name for one in found for name in ([one] if isinstance(one, str) else one)}
+
+
 def options(command: Any) -> set[str]:
     """What a command takes, by its own account."""
     return {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
 
 
 @pytest.mark.parametrize("values", SETS, ids=lambda path: path.stem)
-def test_each_argument_is_one_that_the_command_knows(values: Path, helm: Helm) -> None:
+def test_each_argument_and_variable_is_one_that_the_command_knows(values: Path, helm: Helm) -> None:
     made = helm.template(CHART, "m", SYSTEM, "--values", values)
     for component, command in (("operator", operator_command), ("router", serve_command)):
-        arguments = container_of(named(made, "Deployment", component))["args"]
+        container = container_of(named(made, "Deployment", component))
+        arguments = container["args"]
+        named_ones = {one["name"] for one in container["env"] if one["name"].startswith("MERITORDER_")}
+        assert named_ones <= variables(command)
         assert {argument.partition("=")[0] for argument in arguments} <= options(command)
 
 
@@ -199,6 +215,19 @@ def test_what_is_monitored_by_itself_follows_the_cluster(helm: Helm) -> None:
     assert made("--api-versions=monitoring.coreos.com/v1", *off) == {"ServiceMonitor"}
 
 
+def test_pod_monitors_read_the_container_that_is_injected(helm: Helm) -> None:
+    made = by_kind(helm.template(CHART, "m", SYSTEM, *setting(podMonitor__enabled=True)), "PodMonitor")
+    asked = {one["spec"]["selector"]["matchExpressions"][0]["key"] for one in made}
+    assert asked == {INJECT_LABEL, GATEWAY_LABEL}
+    for monitor in made:
+        endpoints = monitor["spec"]["podMetricsEndpoints"]
+        assert [one["path"] for one in endpoints] == [METRICS_PATH, AGENT_METRICS_PATH]
+        for endpoint in endpoints:
+            assert endpoint["port"] == METRICS_PORT_NAME
+            assert endpoint["relabelings"][0]["regex"] == ROUTER_CONTAINER
+            assert endpoint["honorLabels"] is False
+
+
 def test_namespaced_has_no_rights_beyond_its_namespaces(helm: Helm) -> None:
     made = helm.template(
         CHART, "m", SYSTEM, *setting(namespaces=["a", "b"], injection__enabled=False, aggregatedRoles=False)
@@ -214,7 +243,9 @@ def test_the_servers_listen_where_agents_and_the_webhook_ask(helm: Helm) -> None
     made = helm.template(CHART, "meritorder", SYSTEM)
     server = container_of(named(made, "Deployment", "router"))
     assert f"--listen=0.0.0.0:{DEFAULT_SERVER_PORT}" in server["args"]
-    variables = {one["name"]: one.get("value") for one in server["env"]}
-    assert variables["MERITORDER_SIDECAR_SERVER_URLS"] == f"https://meritorder-router.{SYSTEM}.svc"
+    operator = container_of(named(made, "Deployment", "operator"))
+    url = f"https://meritorder-router.{SYSTEM}.svc"
+    assert {"name": "MERITORDER_SIDECAR_SERVER_URLS", "value": url} in server["env"]
+    assert {"name": "MERITORDER_GATEWAY_SERVER_URL", "value": url} in operator["env"]
     (service,) = [one for one in by_kind(made, "Service") if one["metadata"]["name"] == "meritorder-router"]
     assert {"name": "https", "port": 443, "targetPort": "https"} in service["spec"]["ports"]
