@@ -2,6 +2,7 @@
 # Dependencies, binaries and Go builds are kept in ${XDG_CACHE_HOME:-~/.cache}/meritorder, so a second clone is warm.
 
 export PYTHON ?= python3
+export BASE IMAGE
 ARGS ?=
 
 BIN := .venv/bin
@@ -13,7 +14,7 @@ FRESH := .venv/generated
 DRIFTED := { echo 'generated files differ from the models; run: make crds' >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test ready check crds images assets bench stress cluster-up cluster-down kind-up kind-down e2e-slow lock clean run-env dev-env system
+.PHONY: help demo test ready check crds chart image sbom pictures assets bench stress cluster-up cluster-down kind-up kind-down e2e-slow lock clean run-env dev-env system
 
 help: ## List what can be made
 	@echo 'usage: make TARGET [ARGS="..."] [PYTHON=python3.12]'
@@ -42,9 +43,13 @@ check: dev-env ## Lint, format, types, import contracts, and generated files tha
 	@rm -rf $(FRESH) && mkdir -p $(FRESH) && cd $(FRESH) && "$(CURDIR)/$(BIN)/python" -m meritorder_api.crd --write
 	@$(BIN)/meritorder crd | diff -u --label crds/ --label 'meritorder crd' crds/*.yaml - || $(DRIFTED)
 	@diff -ru crds $(FRESH)/crds && diff -ru docs/reference/api.md $(FRESH)/docs/reference/api.md || $(DRIFTED)
+	@$(TOOLS) chart.reference
 
-crds: run-env ## Write the CRDs and the API reference from the models
+crds: run-env ## Write the CRDs and the API reference from the models (then: make chart)
 	@$(BIN)/python -m meritorder_api.crd --write
+
+chart: dev-env ## Write what the Helm chart has from elsewhere: its CRDs, and its table of values
+	@$(TOOLS) chart.reference --write
 
 assets: dev-env ## Get the real servers the tests start: etcd, Kubernetes, Prometheus, kubectl, Helm
 	@$(TOOLS) assets $(ASSETS)
@@ -67,7 +72,14 @@ kind-up: dev-env ## The same on kind, for people with Docker; print the kubeconf
 kind-down: dev-env ## Delete the kind cluster
 	@$(TOOLS) servers.kind down
 
-images: run-env ## Take the pictures of the README again (needs chromium)
+image: ## Build the container image with buildah or Docker (BASE=..., IMAGE=..., FILE=image.tar to write it too)
+	@requirements/image build
+	@$(if $(FILE),requirements/image save $(FILE))
+
+sbom: ## Print what is in the image, as CycloneDX JSON
+	@requirements/image sbom
+
+pictures: run-env ## Take the pictures of the README again (needs chromium)
 	@$(BIN)/python -m meritorder_cli.images
 
 e2e-slow: ready ## The end-to-end test with a 15 s scrape and a 60 s window (half an hour)

@@ -98,6 +98,10 @@ def _user(_: click.Context, __: click.Parameter, value: str) -> int | None:
 @_option("--identity", default=socket.gethostname, show_default="the host's name", help="Name on the Lease.")
 @_option("--certificates/--no-certificates", default=True, help="Make the router servers' certificates.")
 @_option(
+    "--ca-secret",
+    help="With --no-certificates: Secret, in the Lease's namespace, whose `ca.crt` agents are to trust.",
+)
+@_option(
     "--server-secret", default="meritorder-router-tls", help="Secret for them, in the Lease's namespace."
 )
 @_many("--server-name", help="Name in them. Default: those of Service `meritorder-router`.")
@@ -163,6 +167,7 @@ def main(
     lease_namespace: str | None,
     identity: str,
     certificates: bool,
+    ca_secret: str | None,
     server_secret: str,
     server_name: tuple[str, ...],
     webhook: str | None,
@@ -183,6 +188,8 @@ def main(
 
     Watches policies, reads Prometheus, decides, and writes each policy's status. Several may run; one acts.
     """
+    if certificates and ca_secret is not None:
+        raise click.UsageError("`--ca-secret` is for certificates that others make; add `--no-certificates`")
     logs.configure(log_format, log_level)
     server = None
     if prometheus_url is not None:
@@ -202,6 +209,7 @@ def main(
         lease_namespace=lease_namespace,
         identity=identity,
         certificates=certificates,
+        ca_secret=ca_secret,
         server_secret=server_secret,
         server_names=server_name,
         webhook=webhook,

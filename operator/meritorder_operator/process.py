@@ -83,6 +83,7 @@ class Operator:
             namespace=self.cluster.namespace
             if settings.lease_namespace is None
             else settings.lease_namespace,
+            ca_secret=settings.ca_secret,
             server_secret=settings.server_secret,
             server_names=settings.server_names,
             webhook=settings.webhook,
@@ -136,7 +137,7 @@ class Operator:
             partial(_stop_on_signals, stop),
         )
         tasks = [self.lease.keep(), watching, self.loops.run(), self.gateways.run()]
-        if self.settings.certificates:
+        if self.settings.certificates or self.settings.ca_secret is not None:
             tasks.append(self.trust.run())
         try:
             await _first(stop.wait(), *tasks)

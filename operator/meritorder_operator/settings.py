@@ -28,6 +28,10 @@ class Settings:
     """Hosts that policies may name although they are loopback, link-local or inside the cluster."""
     certificates: bool = True
     """Make and rotate the certificates of the router servers, and say what agents trust."""
+    ca_secret: str | None = None
+    """Secret, in the operator's namespace, whose `ca.crt` agents are to trust, where others make the
+    certificates; None: nothing is said to agents but of the operator's own.
+    """
     server_secret: str = "meritorder-router-tls"
     """Secret of the router servers' certificate, in the operator's namespace."""
     server_names: tuple[str, ...] = ()

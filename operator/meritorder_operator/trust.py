@@ -1,6 +1,6 @@
 """Keeps certificates where they are used: the authority and the servers' certificate as Secrets in the
 operator's own namespace, what agents trust as ConfigMap `meritorder-ca` in each namespace that has a
-policy, and the webhook's `caBundle`.
+policy, and the webhook's `caBundle`. Where others make the certificates, their `ca.crt` is handed on so.
 
 Level-driven: looked at from time to time and written only where it differs. A namespace that cannot be
 written is told once and tried again; nothing here ever holds up a decision.
@@ -39,6 +39,7 @@ class Trust:
         *,
         cluster: Cluster,
         namespace: str,
+        ca_secret: str | None,
         server_secret: str,
         server_names: tuple[str, ...],
         webhook: str | None,
@@ -48,6 +49,7 @@ class Trust:
     ) -> None:
         self._cluster = cluster
         self._namespace = namespace
+        self._ca_secret = ca_secret
         self._server_secret = server_secret
         self._server_names = server_names or tuple(
             f"meritorder-router.{namespace}{rest}" for rest in ("", ".svc", ".svc.cluster.local")
@@ -74,7 +76,10 @@ class Trust:
         now = self._clock()
         if now - self._checked_at >= CHECK_SECONDS:
             self._checked_at = now - CHECK_SECONDS + RETRY_SECONDS
-            if await self._tried(self._namespace, self._own):
+            if self._ca_secret is not None:
+                # Nobody tells when others renew theirs, so this is looked at ever again.
+                await self._tried(self._namespace, partial(self._given, self._ca_secret))
+            elif await self._tried(self._namespace, self._own):
                 self._checked_at = now
         if not self._bundle:
             return
@@ -113,13 +118,26 @@ class Trust:
             log.info("certificates: the authority has changed")
         served = await self._secret(self._server_secret)
         server = Pair(certificate=served[1].get("tls.crt", ""), key=served[1].get("tls.key", ""))
-        if not is_good(server, authorities.current, self._server_names, now):
+        good = is_good(server, authorities.current, self._server_names, now)
+        if not good:
             server = make_server_cert(authorities.current, self._server_names, now)
+        # Servers trust one another by this bundle, so it must have an authority before that signs.
+        if not good or served[1].get("ca.crt") != authorities.bundle:
             data = {"tls.crt": server.certificate, "tls.key": server.key, "ca.crt": authorities.bundle}
             await self._put_secret(self._server_secret, "kubernetes.io/tls", data, served[0])
-            log.info("certificates: the servers have a new one")
+            log.info("certificates: the servers have %s", "a new bundle" if good else "a new one")
         if authorities.bundle != self._bundle:
             self._bundle = authorities.bundle
+            self._done.clear()
+            self._webhook_at = float("-inf")
+
+    async def _given(self, name: str) -> None:
+        """What others made: agents are told to trust that alone."""
+        _, data = await self._secret(name)
+        if not data.get("ca.crt"):
+            raise Refused(404, f"Secret `{self._namespace}/{name}` has no `ca.crt` yet")
+        if data["ca.crt"] != self._bundle:
+            self._bundle = data["ca.crt"]
             self._done.clear()
             self._webhook_at = float("-inf")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import ssl
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,8 +51,6 @@ async def accepts(bundle: str, server: Pair, name: str, folder: Path) -> bool:
     [(NAMES[0], True), (NAMES[1], True), ("elsewhere.svc", False)],
 )
 async def test_a_client_accepts_a_server_by_its_names(tmp_path: Path, name: str, expected: bool) -> None:
-    import time
-
     authority = make_ca(time.time())
     server = make_server_cert(authority, NAMES, time.time())
 
@@ -177,3 +176,67 @@ async def test_servers_and_agents_get_what_they_need(
     wait_until(lambda: config_map(control_plane, namespace) == bundle, 30, "it is put right")
     control_plane.request("DELETE", f"{path}/{namespace}")
     assert secret(control_plane, namespace, "meritorder-router-tls") == server
+
+
+def write_secret(control_plane: ControlPlane, namespace: str, name: str, data: dict[str, str]) -> None:
+    path = f"/api/v1/namespaces/{namespace}/secrets/{name}"
+    body = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": name},
+        "type": "kubernetes.io/tls",
+        "data": {key: base64.b64encode(text.encode()).decode() for key, text in data.items()},
+    }
+    headers = {"Content-Type": "application/apply-patch+yaml"}
+    control_plane.request("PATCH", f"{path}?fieldManager=test&force=true", body, **headers)
+
+
+async def test_servers_trust_an_authority_before_it_signs(
+    start_operator: Callable[..., OperatorProcess],
+    control_plane: ControlPlane,
+    namespace: str,
+    tmp_path: Path,
+) -> None:
+    before = Authorities(current=make_ca(time.time()), changed_at=time.time())
+    both = Authorities(current=before.current, following=make_ca(time.time()), changed_at=time.time())
+    server = make_server_cert(before.current, ("localhost",), time.time())
+    pair = {"tls.crt": server.certificate, "tls.key": server.key}
+    write_secret(control_plane, namespace, "meritorder-router-tls", pair | {"ca.crt": before.bundle})
+    control_plane.request(
+        "POST",
+        f"/api/v1/namespaces/{namespace}/secrets",
+        {"metadata": {"name": "meritorder-ca"}, "stringData": both.data()},
+    )
+
+    start_operator(flags=("--server-name=localhost",))
+
+    def bundle() -> str:
+        return secret(control_plane, namespace, "meritorder-router-tls")["ca.crt"]
+
+    wait_until(lambda: bundle() == both.bundle, 30, "the servers have both authorities")
+    kept = secret(control_plane, namespace, "meritorder-router-tls")
+    assert pair.items() <= kept.items()
+
+
+async def test_what_others_made_is_handed_on(
+    start_operator: Callable[..., OperatorProcess],
+    policies: Policies,
+    control_plane: ControlPlane,
+    namespace: str,
+) -> None:
+    authority = make_ca(time.time())
+    server = make_server_cert(authority, ("localhost",), time.time())
+    given = {"tls.crt": server.certificate, "tls.key": server.key, "ca.crt": authority.certificate}
+    write_secret(control_plane, namespace, "theirs", given)
+    policies.apply()
+
+    start_operator(flags=("--no-certificates", "--ca-secret=theirs"))
+
+    wait_until(
+        lambda: config_map(control_plane, namespace) == authority.certificate,
+        30,
+        "agents are told to trust it",
+    )
+    assert secret(control_plane, namespace, "theirs") == given
+    names = control_plane.request("GET", f"/api/v1/namespaces/{namespace}/secrets")["items"]
+    assert [one["metadata"]["name"] for one in names] == ["theirs"]

@@ -48,6 +48,13 @@ _OFF = (
     "persistentvolume-expander-controller",
 )
 
+_AUDIT = {
+    "apiVersion": "audit.k8s.io/v1",
+    "kind": "Policy",
+    "omitStages": ["RequestReceived"],
+    "rules": [{"level": "Metadata", "userGroups": ["system:serviceaccounts"]}, {"level": "None"}],
+}
+
 
 class ControlPlane:
     """etcd, API server and controller manager in one folder; fresh at each `start`.
@@ -56,9 +63,12 @@ class ControlPlane:
     context manager, or `start` and `stop`.
     """
 
-    def __init__(self, folder: Path, *, survives: bool = False) -> None:
-        """`survives`: go on when this process ends (for `make cluster-up`)."""
+    def __init__(self, folder: Path, *, survives: bool = False, audited: bool = False) -> None:
+        """`survives`: go on when this process ends (for `make cluster-up`). `audited`: what service accounts
+        ask for is in `audit_log`.
+        """
         self.folder = folder
+        self.audit_log = folder / "log" / "audit.jsonl" if audited else None
         self._pki = folder / "pki"
         self._address = non_loopback_address()
         etcd_client, etcd_peer, self.port = free_ports(3)
@@ -116,7 +126,13 @@ class ControlPlane:
             f"--service-account-signing-key-file={self._pki / 'service-accounts.key'}",
             f"--service-cluster-ip-range={SERVICE_RANGE}",
             "--allow-privileged=true",
+            *self._audit_flags(),
         ]
+
+    def _audit_flags(self) -> list[str]:
+        if self.audit_log is None:
+            return []
+        return [f"--audit-policy-file={self.folder / 'audit.yaml'}", f"--audit-log-path={self.audit_log}"]
 
     def _controller_manager_flags(self) -> list[str]:
         return [
@@ -154,6 +170,7 @@ class ControlPlane:
         shutil.rmtree(self.folder / "etcd", ignore_errors=True)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._make_credentials()
+        (self.folder / "audit.yaml").write_text(yaml.safe_dump(_AUDIT))
         try:
             self.etcd.start()
             self.api_server.start()
