@@ -240,11 +240,11 @@ async def test_keeps_the_limit_of_a_class_while_requests_come_and_go(
 
 
 def test_shows_the_limits_of_classes_where_they_act() -> None:
-    limited = [{"name": "a", "limit": 3, "classLimits": [{"maxTokens": 64, "limit": 9}]}, {"name": "b"}]
+    a: dict[str, Any] = {"name": "a", "limit": 3, "classLimits": [{"maxTokens": 64, "limit": 9}]}
     telemetry = Telemetry("chat")
 
     def shown(*, classes: bool) -> dict[tuple[str, str | None], float]:
-        telemetry.in_force(table(limited, sizeClasses=classes))
+        telemetry.in_force(table([a, {"name": "b"}], sizeClasses=classes))
         lines = [
             (labels, value) for series, labels, value in samples(telemetry.text()) if series == names.LIMIT
         ]
