@@ -11,11 +11,12 @@ from typing import Any
 import httpx
 import pytest
 
-from meritorder_api import metric_names
+from meritorder_api import metric_names as names
 from meritorder_cli.measure import by_class, difference
 from meritorder_cli.readings import Meter
 from meritorder_router.agent.embedded import EmbeddedRouter
 from meritorder_router.agent.scrape import Scrape, samples
+from meritorder_router.agent.telemetry import Telemetry
 from meritorder_router.render.sizes import READ_BYTES, SIZES
 from support.fakepool import Behaviour, FakePool
 from support.tables import pool, table
@@ -238,6 +239,21 @@ async def test_keeps_the_limit_of_a_class_while_requests_come_and_go(
     assert cheap.requests + dear.requests == 192
 
 
+def test_shows_the_limits_of_classes_where_they_act() -> None:
+    a: dict[str, Any] = {"name": "a", "limit": 3, "classLimits": [{"maxTokens": 64, "limit": 9}]}
+    telemetry = Telemetry("chat")
+
+    def shown(*, classes: bool) -> dict[tuple[str, str | None], float]:
+        telemetry.in_force(table([a, {"name": "b"}], sizeClasses=classes))
+        lines = [
+            (labels, value) for series, labels, value in samples(telemetry.text()) if series == names.LIMIT
+        ]
+        return {(labels["pool"], labels.get("class")): value for labels, value in lines}
+
+    assert shown(classes=True) == {("a", None): 3, ("a", "64"): 9, ("b", None): float("inf")}
+    assert shown(classes=False) == {("a", None): 3, ("b", None): float("inf")}
+
+
 async def test_lets_a_class_in_by_what_all_classes_have_in_flight(
     router: EmbeddedRouter, client: httpx.AsyncClient, start_pool: StartPool
 ) -> None:
@@ -417,12 +433,12 @@ async def test_keeps_to_500_series_with_four_pools_and_shows_no_prompt(
                 await client.post(CHAT, json=body, headers={"x-meritorder-pool": each.name})
 
     async def histograms() -> bool:
-        return metric_names.TTFT_BUCKET in await router.admin.prometheus()
+        return names.TTFT_BUCKET in await router.admin.prometheus()
 
     await until(histograms, 5, "histograms")
     text = await router.admin.prometheus()
     found = list(samples(text))
-    classes = {labels.get("class") for name, labels, _ in found if name == metric_names.SAMPLES}
+    classes = {labels.get("class") for series, labels, _ in found if series == names.SAMPLES}
     assert classes == {"", *map(str, SIZES)}
     assert len(found) <= 500
     assert secret not in text
