@@ -118,6 +118,9 @@ class Reason(StrEnum):
     UNHEALTHY = "Unhealthy"
     MEASURED_COST_DISAGREES = "MeasuredCostDisagrees"
     ALL_WELL = "AllWell"
+    # events beside conditions
+    NOT_INJECTED = "NotInjected"
+    GATEWAY_FAILED = "GatewayFailed"
 
 
 NOT_MOUNTED: Final = (Reason.KEY_NOT_MOUNTED, Reason.CA_NOT_MOUNTED)

@@ -2,9 +2,10 @@
 
 import asyncio
 import gc
+import json
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -12,6 +13,7 @@ from urllib.parse import urlsplit
 import click
 import uvloop
 
+from meritorder_api.container import GATEWAY_RESOURCES, USER, RouterSettings, read_resources
 from meritorder_api.version import own_version
 from meritorder_operator import logs
 from meritorder_operator.prometheus.client import Server
@@ -43,6 +45,21 @@ def _url(_: click.Context, parameter: click.Parameter, value: str | None) -> str
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
         raise click.BadParameter(f"`{value}` must be an http or https URL without credentials in it")
     return value
+
+
+def _resources(_: click.Context, __: click.Parameter, value: str) -> Mapping[str, Any]:
+    try:
+        return read_resources(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def _user(_: click.Context, __: click.Parameter, value: str) -> int | None:
+    if value == "none":
+        return None
+    if not value.isdecimal() or int(value) == 0:
+        raise click.BadParameter("must be the number of a user who is not root, or `none`")
+    return int(value)
 
 
 @click.command(context_settings={"max_content_width": 110})
@@ -84,7 +101,35 @@ def _url(_: click.Context, parameter: click.Parameter, value: str | None) -> str
     "--server-secret", default="meritorder-router-tls", help="Secret for them, in the Lease's namespace."
 )
 @_many("--server-name", help="Name in them. Default: those of Service `meritorder-router`.")
-@_option("--webhook", help="MutatingWebhookConfiguration whose `caBundle` is kept. Default: none.")
+@_option("--webhook", help="MutatingWebhookConfiguration whose `caBundle` is kept, if it is there.")
+@_option("--gateway-image", help="Image of the routers of gateways. Without it, no policy can have one.")
+@_option(
+    "--gateway-image-pull-policy",
+    type=click.Choice(["Always", "IfNotPresent", "Never"]),
+    help="When it is pulled. Default: as Kubernetes chooses by its tag.",
+)
+@_many(
+    "--gateway-server-url",
+    help="Where they find router servers. Default: https://meritorder-router.NAMESPACE.svc.",
+)
+@_option(
+    "--gateway-resources",
+    callback=_resources,
+    default=json.dumps(GATEWAY_RESOURCES),
+    help="Their resources, as JSON.",
+)
+@_option(
+    "--gateway-user",
+    callback=_user,
+    default=str(USER),
+    help="User and group that they run as; `none` leaves it to the image and the cluster.",
+)
+@_option(
+    "--gateway-log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    help="Least level that they log.",
+)
 @_option(
     "--kubeconfig", type=click.Path(path_type=Path, exists=True), help="Default: in the pod, or as kubectl."
 )
@@ -121,6 +166,12 @@ def main(
     server_secret: str,
     server_name: tuple[str, ...],
     webhook: str | None,
+    gateway_image: str | None,
+    gateway_image_pull_policy: str | None,
+    gateway_server_url: tuple[str, ...],
+    gateway_resources: Mapping[str, Any],
+    gateway_user: int | None,
+    gateway_log_level: str,
     kubeconfig: Path | None,
     health_host: str,
     health_port: int,
@@ -154,6 +205,16 @@ def main(
         server_secret=server_secret,
         server_names=server_name,
         webhook=webhook,
+        gateway=RouterSettings(
+            image=gateway_image,
+            pull_policy=gateway_image_pull_policy,
+            server_urls=gateway_server_url,
+            resources=gateway_resources,
+            user=gateway_user,
+            log_level=gateway_log_level,
+        )
+        if gateway_image
+        else None,
         kubeconfig=kubeconfig,
         health_host=health_host,
         health_port=health_port,

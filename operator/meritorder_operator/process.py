@@ -10,14 +10,17 @@ import secrets
 import signal
 import time
 from collections.abc import Coroutine
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
 from prometheus_client import CollectorRegistry
 
 from meritorder_api import names
+from meritorder_api.container import RouterSettings
 from meritorder_operator import handlers
 from meritorder_operator.cluster import Cluster, ClusterError, LeaseLost
+from meritorder_operator.gateways import Gateways
 from meritorder_operator.health import HealthServer
 from meritorder_operator.lease import Lease
 from meritorder_operator.loops import Loops, Sharing
@@ -87,6 +90,14 @@ class Operator:
             clock=time.monotonic,
             wall=time.time,
         )
+        self.gateways = Gateways(
+            cluster=self.cluster,
+            settings=_gateway_settings(settings, self.cluster.namespace),
+            namespaces=settings.namespaces,
+            views=lambda: self.loops.views,
+            tell=self.reconciler.tell,
+            clock=time.monotonic,
+        )
         self.watching = asyncio.Event()
 
     async def run(self) -> int:
@@ -124,7 +135,7 @@ class Operator:
             self.watching,
             partial(_stop_on_signals, stop),
         )
-        tasks = [self.lease.keep(), watching, self.loops.run()]
+        tasks = [self.lease.keep(), watching, self.loops.run(), self.gateways.run()]
         if self.settings.certificates:
             tasks.append(self.trust.run())
         try:
@@ -150,6 +161,13 @@ class Operator:
         if self.lease.held and not self.watching.is_set():
             return "leading, but policies are not watched yet"
         return None
+
+
+def _gateway_settings(settings: Settings, namespace: str) -> RouterSettings | None:
+    if settings.gateway is None or settings.gateway.server_urls:
+        return settings.gateway
+    service = f"https://meritorder-router.{settings.lease_namespace or namespace}.svc"
+    return replace(settings.gateway, server_urls=(service,))
 
 
 def _stop_on_signals(stop: asyncio.Event) -> None:

@@ -196,9 +196,10 @@ class Reconciler:
         memory.sequence = max(memory.sequence, sequence)
         view.take(answer)
         for item in news.told(before, fresh):
-            await self._tell(view, item)
+            await self.tell(view, item)
 
-    async def _tell(self, view: PolicyView, item: news.News) -> None:
+    async def tell(self, view: PolicyView, item: news.News) -> None:
+        """Write an event about a policy; one that cannot be written is lost."""
         name = f"{view.name[:200]}.{secrets.token_hex(8)}"
         event = news.event(
             view.manifest, item, now=status.moment(self._wall()), name=name, instance=self._settings.identity

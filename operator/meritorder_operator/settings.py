@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from meritorder_api.container import RouterSettings
 from meritorder_operator.prometheus.client import Server
 
 
@@ -33,6 +34,10 @@ class Settings:
     """Names in that certificate; empty: those of Service `meritorder-router`."""
     webhook: str | None = None
     """MutatingWebhookConfiguration whose `caBundle` is kept."""
+    gateway: RouterSettings | None = None
+    """How the routers of gateways are run; None: no policy can have one. Without `server_urls`, they ask
+    Service `meritorder-router` of the operator's namespace.
+    """
     health_host: str = "0.0.0.0"
     health_port: int = 8080
     metrics_port: int = 9090

@@ -25,6 +25,8 @@ LOOK_SECONDS: Final = 2.0
 CHECK_SECONDS: Final = 600.0
 """How often everything is compared with what is there."""
 RETRY_SECONDS: Final = 30.0
+WEBHOOK_SECONDS: Final = 5.0
+"""How often the webhook is looked at: it may come, or be made anew, at any time."""
 AUTHORITY_SECRET: Final = "meritorder-ca"
 LABELS: Final = {"app.kubernetes.io/managed-by": names.OPERATOR_FIELD_MANAGER}
 
@@ -56,6 +58,7 @@ class Trust:
         self._wall = wall
         self._bundle = ""
         self._checked_at = float("-inf")
+        self._webhook_at = float("-inf")
         self._done: dict[str, float] = {}
         """When each namespace is looked at again."""
         self._told: dict[str, str] = {}
@@ -73,8 +76,6 @@ class Trust:
             self._checked_at = now - CHECK_SECONDS + RETRY_SECONDS
             if await self._tried(self._namespace, self._own):
                 self._checked_at = now
-            if self._webhook is not None and self._bundle:
-                await self._tried("the webhook", self._patch_webhook)
         if not self._bundle:
             return
         wanted = set(self._policy_namespaces())
@@ -84,6 +85,11 @@ class Trust:
             if now >= self._done.get(namespace, 0.0):
                 done = await self._tried(namespace, partial(self._config_map, namespace))
                 self._done[namespace] = now + (CHECK_SECONDS if done else RETRY_SECONDS)
+        if self._webhook is not None and now >= self._webhook_at:
+            self._webhook_at = now + WEBHOOK_SECONDS
+            await self._tried(
+                f"MutatingWebhookConfiguration `{self._webhook}`", partial(self._patch_webhook, self._webhook)
+            )
 
     async def _tried(self, what: str, action: Callable[[], Any]) -> bool:
         try:
@@ -115,6 +121,7 @@ class Trust:
         if authorities.bundle != self._bundle:
             self._bundle = authorities.bundle
             self._done.clear()
+            self._webhook_at = float("-inf")
 
     async def _secret(self, name: str) -> tuple[str | None, dict[str, str]]:
         """A Secret's resource version, and its data as text; nothing where there is none."""
@@ -165,9 +172,15 @@ class Trust:
         }
         await self._cluster.apply(path, body)
 
-    async def _patch_webhook(self) -> None:
-        path = f"/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/{self._webhook}"
-        found = await self._cluster.request("GET", path)
+    async def _patch_webhook(self, name: str) -> None:
+        """Have the API server trust the servers that it asks; without that configuration it asks nobody."""
+        path = f"/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/{name}"
+        try:
+            found = await self._cluster.request("GET", path)
+        except Refused as error:
+            if error.status != 404:
+                raise
+            return
         bundle = base64.b64encode(self._bundle.encode()).decode()
         steps: list[dict[str, Any]] = []
         for index, webhook in enumerate(found.get("webhooks") or ()):
@@ -178,3 +191,4 @@ class Trust:
                 ]
         if steps:
             await self._cluster.request("PATCH", path, steps, content_type="application/json-patch+json")
+            log.info("certificates: webhook configuration `%s` has them", name)

@@ -88,6 +88,11 @@ def _options(command: Any) -> Any:
             help="Pools' API keys and CA certificates.",
         ),
         click.option(
+            "--client-token-dir",
+            type=click.Path(file_okay=False, path_type=Path),
+            help="Tokens, one per file: only clients that show one of them as a bearer token pass.",
+        ),
+        click.option(
             "--listen",
             type=_AddressType(),
             default=f"127.0.0.1:{DEFAULT_LISTEN_PORT}",
@@ -220,6 +225,7 @@ def agent_process(**options: Any) -> None:
         token_file=options["token_file"],
         ca_file=options["ca_file"],
         keys=options["key_dir"],
+        clients=options["client_token_dir"],
         version=own_version(),
     )
     asyncio.run(process.run(settings))

@@ -6,13 +6,13 @@ until the operator routes anew. Endpoints that are not ready are in the table, m
 new, and streams on them end in peace.
 """
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import ROUND_FLOOR, Decimal, InvalidOperation
 from typing import Final
 
-from meritorder_api.policy import Pool, SecretKeyRef, SizeClasses, SLAMetric
+from meritorder_api.container import secret_file
+from meritorder_api.policy import Pool, SizeClasses, SLAMetric
 from meritorder_api.resource import InferencePolicy
 from meritorder_api.status import RoutedPool, Routing
 from meritorder_api.table import (
@@ -29,7 +29,6 @@ from meritorder_api.table import (
 )
 from meritorder_router.slices import PoolLimit, PoolSlice
 
-_LONGEST_FILE_NAME: Final = 255
 _MOST: Final = Decimal(10**9)
 """More in flight per replica than any limit is; it keeps a mistyped exponent from becoming a number of that
 many digits.
@@ -114,18 +113,6 @@ def build(
             paths=sorted(spec.requests.paths),
         ),
     ).seal()
-
-
-def secret_file(ref: SecretKeyRef) -> str:
-    """The name, in an agent's key directory, of the file with this key of this Secret.
-
-    Whoever mounts Secrets into the router container (injector, gateway) gives the file this name. It holds
-    the Secret's own name, so that a reference to another Secret never finds the old key under its name.
-    """
-    name = f"{ref.name}_{ref.key}"
-    if len(name) <= _LONGEST_FILE_NAME:
-        return name
-    return f"{name[:190]}_{hashlib.sha256(name.encode()).hexdigest()[:32]}"
 
 
 def _routed(policy: InferencePolicy, routing: Routing) -> list[tuple[RoutedPool, Pool]]:

@@ -179,6 +179,10 @@ some_pool = st.fixed_dictionaries(
     },
     optional={
         "limit": st.integers(0, 10**9),
+        "classLimits": st.lists(
+            st.fixed_dictionaries({"maxTokens": st.integers(1, 10**6), "limit": st.integers(0, 10**9)}),
+            max_size=9,
+        ),
         "weightPercent": st.integers(0, 100),
         "pathPrefix": st.from_regex(r"/[A-Za-z0-9._~/-]{0,20}", fullmatch=True),
         "model": st.text(min_size=1, max_size=40),
@@ -194,6 +198,7 @@ some_table = st.builds(
     st.lists(some_pool, min_size=1, max_size=5),
     fill=st.sampled_from(["Fill", "Split"]),
     shed=st.booleans(),
+    sizeClasses=st.booleans(),
     sla=st.fixed_dictionaries(
         {
             "metric": st.sampled_from(["EndToEndLatency", "TimeToFirstToken", "TimePerOutputToken"]),

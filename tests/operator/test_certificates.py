@@ -145,18 +145,25 @@ async def test_servers_and_agents_get_what_they_need(
         ],
     }
     path = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations"
-    control_plane.request("POST", path, webhook)
     policies.apply()
     first = start_operator(flags=("--server-name=localhost", f"--webhook={namespace}"))
     wait_until(lambda: config_map(control_plane, namespace), 30, "agents are told what to trust")
+    # Nothing is amiss while there is no webhook; one that comes later is seen to.
+    assert "mutatingwebhookconfigurations" not in first.log_text()
+    control_plane.request("POST", path, webhook)
+
+    def trusted() -> str:
+        config = control_plane.request("GET", f"{path}/{namespace}")["webhooks"][0]["clientConfig"]
+        return base64.b64decode(config.get("caBundle", "")).decode()
+
+    wait_until(trusted, 30, "the API server is told what to trust")
 
     bundle = config_map(control_plane, namespace)
     assert bundle is not None
     server = secret(control_plane, namespace, "meritorder-router-tls")
     pair = Pair(certificate=server["tls.crt"], key=server["tls.key"])
     assert await accepts(bundle, pair, "localhost", tmp_path)
-    caller = control_plane.request("GET", f"{path}/{namespace}")["webhooks"][0]["clientConfig"]["caBundle"]
-    assert base64.b64decode(caller).decode() == bundle
+    assert trusted() == bundle
 
     # A new operator keeps them; a ConfigMap that somebody changed is put right.
     control_plane.request(

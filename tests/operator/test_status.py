@@ -506,17 +506,20 @@ def test_tells_each_change_once() -> None:
 
 
 def test_growth_in_many_steps_is_told_once() -> None:
-    def grown(limit: float, before: dict[str, Any]) -> dict[str, Any]:
-        grow = a_decision(
-            action=Action.GROW, reason=Reason.CLEAN_SAMPLES, plan=a_plan(limit), message=f"to {limit}"
-        )
+    def grown(limit: float, before: dict[str, Any], reason: Reason = Reason.CLEAN_SAMPLES) -> dict[str, Any]:
+        grow = a_decision(action=Action.GROW, reason=reason, plan=a_plan(limit), message=f"to {limit}")
         return compose(grow, previous=before)
 
     first = compose()
     one, two = grown(20, first), grown(24, grown(20, first))
+    three = grown(28, two, Reason.LIMIT_REACHED_CLEAN)
+    four = grown(30, three)
 
     assert told(first, one) == [("CleanSamples", False)]
-    assert told(one, two) == []
+    assert told(one, two) == told(two, three) == told(three, four) == []
+
+    back = grown(64, four, Reason.RECOVERED)
+    assert told(four, back) == [("Recovered", False)]
 
 
 def test_everyday_changes_are_not_told() -> None:

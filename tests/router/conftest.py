@@ -26,7 +26,8 @@ RIGHTS: list[dict[str, list[str]]] = [
     {"apiGroups": ["meritorder.dev"], "resources": ["inferencepolicies/status"], "verbs": ["patch"]},
     {"apiGroups": [""], "resources": ["services"], "verbs": ["list", "watch"]},
     {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["list", "watch"]},
-    {"apiGroups": [""], "resources": ["pods"], "verbs": ["get"]},
+    {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]},
+    {"apiGroups": [""], "resources": ["events"], "verbs": ["create"]},
     {"apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"]},
 ]
 LEASE_RIGHTS: list[dict[str, list[str]]] = [
@@ -81,6 +82,21 @@ def server(
     control_plane.delete_namespace(home)
 
 
+@pytest.fixture(scope="module")
+def injecting_server(
+    control_plane: ControlPlane,
+    server_rights: str,
+    authority: Authority,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Server]:
+    """The same, and it gives routers to pods."""
+    home = control_plane.create_namespace(f"t-{secrets.token_hex(4)}")
+    options = ("--sidecar-image", "example.com/meritorder:1", "--sidecar-server-url", "SERVER_URL")
+    with serving(control_plane, home, server_rights, authority, tmp_path_factory.mktemp("server")) as start:
+        yield start(options=options)
+    control_plane.delete_namespace(home)
+
+
 @contextlib.contextmanager
 def serving(
     control_plane: ControlPlane, namespace: str, server_rights: str, authority: Authority, folder: Path
@@ -122,6 +138,7 @@ def serving(
         wait: bool = True,
         options: Sequence[str] = (),
     ) -> Server:
+        # `SERVER_URL` in an option stands for the server's own.
         for one in (name, *peers):
             ports.setdefault(one, free_ports(2))
         port, metrics_port = ports[name]
@@ -131,7 +148,7 @@ def serving(
             *("--tls-cert", pair.certificate, "--tls-key", pair.key, "--peer-ca", authority.certificate),
             *("--kubeconfig", control_plane.kubeconfig_for(namespace, ACCOUNT, server=api)),
             *("--own-namespace", namespace, "--name", name, "--token-file", token, "--log-format", "pretty"),
-            *options,
+            *(option.replace("SERVER_URL", f"https://127.0.0.1:{port}") for option in options),
         ]
         for other in peers:
             command += ["--peers", f"https://127.0.0.1:{ports[other][0]}"]

@@ -33,6 +33,24 @@ from support.waiting import until
             ["--listen", "127.0.0.1:1", "--peer-account", "x"],
             "`--peer-account` is `x`; it must be NAMESPACE:NAME",
         ),
+        (
+            ["--sidecar-resources", "{"],
+            "Invalid value for '--sidecar-resources': must be JSON: Expecting property name enclosed in "
+            "double quotes: line 1 column 2 (char 1)",
+        ),
+        (
+            ["--sidecar-resources", '{"memory": "1Gi"}'],
+            "Invalid value for '--sidecar-resources': must be an object with `requests` and `limits`",
+        ),
+        (
+            ["--sidecar-resources", '{"limits": {"memory": "much"}}'],
+            "Invalid value for '--sidecar-resources': `limits.memory` must be a quantity, such as "
+            '"100m" or "256Mi"',
+        ),
+        (
+            ["--sidecar-user", "0"],
+            "Invalid value for '--sidecar-user': must be the number of a user who is not root, or `none`",
+        ),
     ],
 )
 def test_wrong_use_is_told_in_one_sentence(arguments: list[str], sentence: str) -> None:

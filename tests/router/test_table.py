@@ -4,11 +4,12 @@ from typing import Any
 
 import pytest
 
+from meritorder_api.container import secret_file
 from meritorder_api.policy import SecretKeyRef
 from meritorder_api.resource import InferencePolicy
 from meritorder_api.table import Fill, TableEndpoint
 from meritorder_router.slices import PoolLimit, PoolSlice
-from meritorder_router.table import PoolBackend, build, limits, secret_file
+from meritorder_router.table import PoolBackend, build, limits
 
 
 def policy(pools: list[dict[str, Any]] | None = None, **status: Any) -> InferencePolicy:
@@ -141,7 +142,7 @@ def test_keys_are_named_by_file_never_carried() -> None:
     assert table is not None
     assert table.pools[0].api_key_file == "provider_api-key"
     long = SecretKeyRef(name="a" * 253, key="b" * 253)
-    assert len(secret_file(long)) <= 255
+    assert len(secret_file(long)) <= 253
     assert secret_file(long) != secret_file(SecretKeyRef(name="a" * 253, key="b" * 252))
 
 

@@ -56,6 +56,8 @@ class FakePool:
     tls: ssl.SSLContext | None = None
     keep: bool = False
     """Keep headers, paths and bodies of all requests."""
+    gate: asyncio.Event | None = None
+    """Requests wait for it before they are answered."""
     _runner: web.AppRunner | None = None
 
     async def __aenter__(self) -> Self:
@@ -111,6 +113,8 @@ class FakePool:
             self.paths.append(request.path_qs)
             self.bodies.append(body)
         behaviour = self.behaviour
+        if self.gate is not None:
+            await self.gate.wait()
         try:
             asked = json.loads(body) if body else {}
         except (ValueError, RecursionError):

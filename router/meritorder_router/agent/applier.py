@@ -24,6 +24,7 @@ import httpx
 from meritorder_api.table import RoutingTable
 from meritorder_router.agent.admin import Admin, Unreachable
 from meritorder_router.agent.envoy_log import FLUSH_MILLISECONDS, EnvoyLog
+from meritorder_router.agent.inotify import room_for
 from meritorder_router.agent.mounted import Mounted
 from meritorder_router.agent.mounted import look as look_at_mounted
 from meritorder_router.agent.validate import Refused, parse
@@ -103,6 +104,15 @@ def _union(old: bytes, new: bytes) -> bytes:
         sort_keys=True,
         separators=(",", ":"),
     ).encode()
+
+
+def _more_watched(old: bytes | None, new: bytes) -> int:
+    """How many more files Envoy will watch: one per cluster that has its endpoints in a file."""
+
+    def names(cds: bytes) -> set[str]:
+        return {cluster["name"] for cluster in json.loads(cds)["resources"] if cluster.get("type") == "EDS"}
+
+    return len(names(new) - (names(old) if old is not None else set()))
 
 
 class Applier:
@@ -224,9 +234,14 @@ class Applier:
         """Replace the files; return why Envoy refused them, after putting the old ones back."""
         before = {name: self._read(name) for name in files.all()}
         old_cds = before[CDS]
+        first_cds = files.cds if old_cds is None else _union(old_cds, files.cds)
+        if first_cds != old_cds and not room_for(more := _more_watched(old_cds, first_cds)):
+            return (
+                f"Envoy would have to watch {more} more files, and its user's inotify instances are used up "
+                "on this node; raise fs.inotify.max_user_instances there"
+            )
         for name, content in files.endpoints.items():
             self._write(name, content)
-        first_cds = files.cds if old_cds is None else _union(old_cds, files.cds)
         reason: str | None = None
         if first_cds != old_cds:
             reason = await self._step({CDS: first_cds})

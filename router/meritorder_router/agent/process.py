@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from meritorder_api.table import AgentReport, PoolSeen, RoutingTable, TablePolicy
 from meritorder_router.agent.applier import Applier
+from meritorder_router.agent.clients import Clients
 from meritorder_router.agent.envoy import trusted_certificates
 from meritorder_router.agent.sources import FileSource, Gone, ServerSource, Source, Unavailable
 from meritorder_router.agent.telemetry import Telemetry
@@ -45,6 +46,7 @@ class Settings:
     token_file: Path | None = None
     ca_file: Path | None = None
     keys: Path | None = None
+    clients: Path | None = None
     version: str = ""
 
 
@@ -74,15 +76,21 @@ class Agent:
             metrics=settings.metrics,
             policy=settings.policy,
             keys=PurePosixPath(settings.keys) if settings.keys is not None else None,
+            clients=settings.clients is not None,
             trust=trusted_certificates(),
         )
         self.applier = Applier(place)
+        self.clients = (
+            Clients(settings.clients, Path(place.clients_file)) if settings.clients is not None else None
+        )
         self.watcher = Watcher(self.applier, chance=chance, changed=self._changed.set)
         self.telemetry = Telemetry(settings.policy)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until told to stop."""
         self.applier.prepare()
+        if self.clients is not None:
+            self.clients.look()
         if self.applier.current is not None:
             self._in_force(self.applier.current)
         await self.telemetry.serve(self.applier.place.agent_socket)
@@ -94,6 +102,8 @@ class Agent:
                     tasks.create_task(self.watcher.run(), name="watch"),
                     tasks.create_task(self._tell(), name="tell"),
                 ]
+                if self.clients is not None:
+                    work.append(tasks.create_task(self.clients.run(), name="clients"))
                 await stop.wait()
                 for task in work:
                     task.cancel()

@@ -4,8 +4,9 @@ needs.
 
 from collections.abc import Sequence
 
-from meritorder_api import metric_names
+from meritorder_api import metric_names, names
 from meritorder_router.render import loggers, replies
+from meritorder_router.render.clients import client_filters
 from meritorder_router.render.egress import EGRESS_FILTER, EGRESS_ROUTES
 from meritorder_router.render.place import Json, Place, pipe, tcp, typed, watched
 from meritorder_router.render.routes import LISTENING, READY_PATH, ROUTES, TABLE
@@ -77,6 +78,17 @@ def _token_filters() -> list[Json]:
     ]
 
 
+def _own_headers() -> list[Json]:
+    """What only this router may say: taken off a client's request before anything looks at it."""
+    return [
+        typed(
+            "envoy.http.early_header_mutation.header_mutation",
+            "extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation",
+            mutations=[{"remove": names.HEADER_CLASS}],
+        )
+    ]
+
+
 def data_listener(place: Place) -> Json:
     """Where applications' requests come in."""
     return _listener(
@@ -84,6 +96,7 @@ def data_listener(place: Place) -> Json:
         tcp(place.listen),
         DATA_STATS,
         [
+            *client_filters(place),
             session_filter(),
             # Off until a route brings a script. Answers pass the filters from the last to the first, so this
             # one sees what the token filters found.
@@ -92,6 +105,7 @@ def data_listener(place: Place) -> Json:
             _router(upstream_log=loggers.attempt_log(place)),
         ],
         access_log=loggers.request_log(place),
+        early_header_mutation_extensions=_own_headers(),
         local_reply_config=replies.local_replies(),
         rds={"route_config_name": ROUTES, "config_source": watched(place.file("rds.json"))},
         request_headers_timeout="60s",

@@ -18,6 +18,9 @@ Where tries are hedged (a second one begins while the first goes on, and the fir
 passed the delay and was overtaken is a failure of its pool, as one timed out is without hedging: else
 a pool that is always overtaken would never be slow, and its limit would grow. One that passed the delay and
 did answer is a sample as any other; one that was overtaken before the delay counts nowhere.
+
+The size class is the route's (`render.sizes`), since a try's own log sees neither the request's metadata nor
+the headers that are stripped. Without a class that label is empty, which to Prometheus is none.
 """
 
 from collections.abc import Sequence
@@ -53,6 +56,8 @@ SAMPLE = "sample"
 """Noted by the stream filter: this stream was judged."""
 SLOW = "slow"
 """Noted by the stream filter: and it was slower than the target."""
+CLASS = "class"
+"""Of a route: the size class of its requests."""
 WAITING = "waiting"
 """Noted by the stream filter: a stream whose first token has not come (yet)."""
 PROMPT = "prompt_tokens"
@@ -81,6 +86,7 @@ def _tags(place: Place, pool: str | None, extra: Sequence[tuple[str, str]] = ())
 
 
 ENDPOINT_POOL = f"%UPSTREAM_METADATA({NAMESPACE}:pool)%"
+ROUTE_CLASS = f"%METADATA(ROUTE:{NAMESPACE}:{CLASS})%"
 
 
 def counter(
@@ -94,6 +100,11 @@ def counter(
     """A counter of the stats logger: of 1, or of what a format string says."""
     stat = {"name": _counter_name(series), "tags": _tags(place, pool, extra)}
     return {"stat": stat, **({"value_fixed": 1} if value is None else {"value_format": value})}
+
+
+def by_class(place: Place, series: str, *, pool: str = ENDPOINT_POOL, value: str | None = None) -> Json:
+    """A counter per pool and size class."""
+    return counter(place, series, pool=pool, value=value, extra=[(names.LABEL_CLASS, ROUTE_CLASS)])
 
 
 def histogram(place: Place, series: str, value: str) -> Json:
@@ -199,12 +210,12 @@ _ABORTED_LATE = either(both(_COUNT, _OLD), both(_noted(WAITING), _OLD))
 def attempt_log(place: Place) -> list[Json]:
     """The router filter's upstream log: once per attempt."""
     return [
-        logger(None, counters=[counter(place, names.POOL_MILLISECONDS, value="%DURATION%")]),
+        logger(None, counters=[by_class(place, names.POOL_MILLISECONDS, value="%DURATION%")]),
         logger(
             both(either(_flags(*FAILED_FLAGS), _ERROR, _GIVEN_UP), _POST),
             counters=[
-                counter(place, names.SAMPLES),
-                counter(place, names.SAMPLES_SLOW),
+                by_class(place, names.SAMPLES),
+                by_class(place, names.SAMPLES_SLOW),
                 counter(place, names.FAILED_ATTEMPTS),
             ],
         ),
@@ -241,28 +252,30 @@ def request_log(place: Place) -> list[Json]:
         ),
         logger(
             both(_POST, _WELL, either(_COUNT, _noted(SAMPLE)), _ANSWERED, _BY_FIRST),
-            counters=[counter(place, names.SAMPLES)],
+            counters=[by_class(place, names.SAMPLES)],
             histograms=[
                 histogram(place, names.LATENCY_BUCKET, "%DURATION%"),
                 histogram(place, names.TTFT_BUCKET, "%COMMON_DURATION(DS_RX_BEG:US_RX_BODY_BEG:ms)%"),
             ],
         ),
-        logger(both(slow, _POST, _WELL, _ANSWERED, _BY_FIRST), counters=[counter(place, names.SAMPLES_SLOW)]),
+        logger(
+            both(slow, _POST, _WELL, _ANSWERED, _BY_FIRST), counters=[by_class(place, names.SAMPLES_SLOW)]
+        ),
         logger(
             both(_IDLE, _POST),
             counters=[
-                counter(place, names.SAMPLES),
-                counter(place, names.SAMPLES_SLOW),
+                by_class(place, names.SAMPLES),
+                by_class(place, names.SAMPLES_SLOW),
                 counter(place, names.FAILED_ATTEMPTS),
             ],
         ),
         logger(
             both(_ABORTED, _POST, _FIRST_TRY, either(_ABORTED_LATE, _noted(SAMPLE))),
-            counters=[counter(place, names.SAMPLES)],
+            counters=[by_class(place, names.SAMPLES)],
         ),
         logger(
             both(_ABORTED, _POST, _FIRST_TRY, either(_ABORTED_LATE, _noted(SLOW))),
-            counters=[counter(place, names.SAMPLES_SLOW)],
+            counters=[by_class(place, names.SAMPLES_SLOW)],
         ),
         logger(
             _NOT_A_PROBE,
@@ -287,7 +300,7 @@ def request_log(place: Place) -> list[Json]:
             },
             counters=[
                 counter(place, names.PROMPT_TOKENS, value=f"%DYNAMIC_METADATA({TOKENS}:{PROMPT})%"),
-                counter(place, names.COMPLETION_TOKENS, value=f"%DYNAMIC_METADATA({TOKENS}:{COMPLETION})%"),
+                by_class(place, names.COMPLETION_TOKENS, value=f"%DYNAMIC_METADATA({TOKENS}:{COMPLETION})%"),
             ],
         ),
     ]
@@ -307,14 +320,10 @@ def touch_log(place: Place) -> list[Json]:
             None,
             counters=[
                 *(
-                    counter(place, series, pool=pool, value=nothing)
-                    for series in (
-                        names.SAMPLES,
-                        names.SAMPLES_SLOW,
-                        names.FAILED_ATTEMPTS,
-                        names.POOL_MILLISECONDS,
-                    )
+                    by_class(place, series, pool=pool, value=nothing)
+                    for series in (names.SAMPLES, names.SAMPLES_SLOW, names.POOL_MILLISECONDS)
                 ),
+                counter(place, names.FAILED_ATTEMPTS, pool=pool, value=nothing),
                 counter(place, names.CLIENT_REQUESTS, pool=None, value=nothing),
                 counter(place, names.CLIENT_SLOW, pool=None, value=nothing),
             ],

@@ -65,6 +65,8 @@ class Place:
     node: str = "meritorder"
     keys: PurePosixPath | None = None
     """Directory in which the pools' API keys and CA certificates are mounted."""
+    clients: bool = False
+    """Whether only clients pass that show a token (`clients_file`)."""
     trust: str = "/etc/ssl/certs/ca-certificates.crt"
     """The CA certificates trusted where a pool brings none of its own."""
 
@@ -92,6 +94,11 @@ class Place:
     def agent_socket(self) -> str:
         """Where the agent serves its own metrics to Envoy."""
         return self.file("agent.sock")
+
+    @property
+    def clients_file(self) -> str:
+        """The hashes of the tokens that clients may show, one per line."""
+        return self.file("clients")
 
     @property
     def egress_socket(self) -> str:

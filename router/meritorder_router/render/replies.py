@@ -37,6 +37,12 @@ BODY_TOO_LARGE = error(
     "invalid_request_error",
     "body_too_large",
 )
+UNKNOWN_CLIENT = error(
+    "This gateway asks for a bearer token, and the one sent, if any, is not among those that it knows. "
+    "They are in the Secret that the policy's `gateway.auth` names.",
+    "invalid_request_error",
+    "invalid_api_key",
+)
 SATURATED = error("Every pool is at its limit. Try again shortly.", "rate_limit_error", "pools_saturated")
 
 

@@ -6,11 +6,12 @@ from meritorder_api import names
 from meritorder_api.table import RoutingTable
 from meritorder_router.render import replies
 from meritorder_router.render.clusters import CHAIN_LENGTH
-from meritorder_router.render.loggers import ENDPOINT_POOL, PROBE_HEADER
+from meritorder_router.render.loggers import CLASS, ENDPOINT_POOL, NAMESPACE, PROBE_HEADER
 from meritorder_router.render.lua import choice_script
 from meritorder_router.render.naming import chain
 from meritorder_router.render.place import TYPE, Json, typed
 from meritorder_router.render.session import hash_by_session, session_filter_config, sessions_act
+from meritorder_router.render.sizes import SIZES
 from meritorder_router.render.streams import STREAM_FILTER, stream_script
 
 ROUTES = "routes"
@@ -104,7 +105,7 @@ def _inference(table: RoutingTable, path: str, dead: Set[str]) -> Json:
         "request_body_buffer_limit": BODY_BYTES,
         "route": _to_pools(table, dead),
     }
-    script = stream_script(table.sla, add_usage=table.requests.add_usage)
+    script = stream_script(table.sla, add_usage=table.requests.add_usage, size_classes=table.size_classes)
     if script is not None:
         route["typed_per_filter_config"] = {
             STREAM_FILTER: {
@@ -113,6 +114,18 @@ def _inference(table: RoutingTable, path: str, dead: Set[str]) -> Json:
             }
         }
     return route
+
+
+def _of_class(table: RoutingTable, size: int, dead: Set[str]) -> Json:
+    """Where an inference request is taken to once its class is known; which path it is, was checked."""
+    has_class = {"name": names.HEADER_CLASS, "string_match": {"exact": str(size)}}
+    return {
+        "name": f"inference-{size}",
+        "match": {"prefix": "/", "headers": [has_class]},
+        "metadata": {"filter_metadata": {NAMESPACE: {CLASS: str(size)}}},
+        "request_body_buffer_limit": BODY_BYTES,
+        "route": _to_pools(table, dead),
+    }
 
 
 def _configuration(name: str, routes: Iterable[Json], **more: object) -> Json:
@@ -145,10 +158,12 @@ def data_routes(table: RoutingTable, dead: Set[str]) -> Json:
     """
     dead = dead | {pool.name for pool in table.pools if not any(e.ready for e in pool.endpoints)}
     paths = sorted({*names.INFERENCE_PATHS, *table.requests.paths})
+    stripped = [*names.STEERING_HEADERS, *([names.HEADER_CLASS] if table.size_classes else [])]
     last = table.pools[-1]
     configuration = _configuration(
         ROUTES,
         [
+            *(_of_class(table, size, dead) for size in SIZES if table.size_classes),
             *(_inference(table, path, dead) for path in paths),
             {
                 "name": "models",
@@ -161,7 +176,7 @@ def data_routes(table: RoutingTable, dead: Set[str]) -> Json:
         ],
         include_request_attempt_count=True,
         # Token usage is read from plain bodies.
-        request_headers_to_remove=[*names.STEERING_HEADERS, "accept-encoding"],
+        request_headers_to_remove=[*stripped, "accept-encoding"],
         **({"typed_per_filter_config": session_filter_config()} if sessions_act(table) else {}),
     )
     for route in configuration["virtual_hosts"][0]["routes"]:

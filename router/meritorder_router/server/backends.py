@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Final
 
+from meritorder_api.container import secret_file
 from meritorder_api.policy import Host, InferencePolicySpec, Pool
 from meritorder_api.reasons import Reason
 from meritorder_api.table import TableEndpoint, TableTLS
-from meritorder_router.table import NOTHING, PoolBackend, secret_file
+from meritorder_router.table import NOTHING, PoolBackend
 
 MOST_ENDPOINTS: Final = 4096
 """As many as a table takes."""

@@ -1,4 +1,5 @@
-"""The HTTP face of the server: tables down, reports up, and what probes and Prometheus ask for.
+"""The HTTP face of the server: tables down, reports up, routers for new pods, and what probes and Prometheus
+ask for.
 
 The protocol is told in `meritorder_api.table`. Every refusal has a JSON body with `reason` and `message`;
 nothing of a request is ever quoted in a log.
@@ -14,6 +15,7 @@ from pydantic import ValidationError
 
 from meritorder_api.resource import sentence
 from meritorder_api.table import AgentReport, PeerReports, RoutingTable
+from meritorder_router.server.admission import Injector
 from meritorder_router.server.auth import Authenticator, Denied
 from meritorder_router.server.board import Board, View
 from meritorder_router.server.cluster import Key
@@ -40,6 +42,7 @@ class Handlers:
         health: Health,
         auth: Authenticator,
         metrics: Metrics,
+        injector: Injector,
         server: str,
         now: Callable[[], float],
     ) -> None:
@@ -48,6 +51,7 @@ class Handlers:
         self._health = health
         self._auth = auth
         self._metrics = metrics
+        self._injector = injector
         self._server = server
         self._now = now
 
@@ -57,6 +61,7 @@ class Handlers:
         app.router.add_get("/v1/table", self.table)
         app.router.add_post("/v1/report", self.report)
         app.router.add_post("/v1/peers/reports", self.peers)
+        app.router.add_post("/inject", self.inject)
         return app
 
     def probes(self) -> web.Application:
@@ -208,6 +213,15 @@ class Handlers:
         if passed.server != self._server:
             self._board.register.passed_on(passed.server, passed.reports)
         return web.Response(status=204)
+
+    # The API server.
+
+    async def inject(self, request: web.Request) -> web.StreamResponse:
+        """Say what a new pod is given."""
+        if not self._health.ever_known:
+            # A pod's keys are known by its policy.
+            raise Denied(503, "NotSynced", self._health.complaint())
+        return web.json_response(await self._injector.review(await request.read()))
 
     # Probes.
 

@@ -63,10 +63,12 @@ class Kube:
         """End all connections."""
         await self._client.aclose()
 
-    async def list_all(self, path: str) -> tuple[list[Manifest], str]:
-        """All objects under a collection's path, and the resource version to watch from."""
+    async def list_all(self, path: str, *, selector: str = "") -> tuple[list[Manifest], str]:
+        """All objects under a collection's path, or those with these labels, and the resource version to
+        watch from.
+        """
         items: list[Manifest] = []
-        params = {"limit": str(PAGE)}
+        params = {"limit": str(PAGE), **({"labelSelector": selector} if selector else {})}
         while True:
             page = await self.request("GET", path, params=params)
             items += page.get("items") or []
@@ -75,13 +77,16 @@ class Kube:
                 return items, metadata["resourceVersion"]
             params["continue"] = metadata["continue"]
 
-    async def watch(self, path: str, version: str, *, seconds: int) -> AsyncIterator[tuple[str, Manifest]]:
+    async def watch(
+        self, path: str, version: str, *, seconds: int, selector: str = ""
+    ) -> AsyncIterator[tuple[str, Manifest]]:
         """What happens after a resource version, for so long; first ("OPENED", {}) once the stream stands."""
         params = {
             "watch": "true",
             "resourceVersion": version,
             "allowWatchBookmarks": "true",
             "timeoutSeconds": str(seconds),
+            **({"labelSelector": selector} if selector else {}),
         }
         request = self._client.build_request("GET", path, params=params, timeout=self._stream_timeout)
         try:

@@ -7,11 +7,11 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import click
 import uvloop
@@ -26,7 +26,9 @@ from meritorder_api.names import (
     ROUTER_LEASE,
     VERSION,
 )
-from meritorder_router.server import logs
+from meritorder_api.version import own_version
+from meritorder_router.server import logs, sidecar
+from meritorder_router.server.admission import Injector
 from meritorder_router.server.auth import LONGEST_TOKEN, Authenticator, claims
 from meritorder_router.server.board import Board
 from meritorder_router.server.certificates import Certificate
@@ -37,6 +39,7 @@ from meritorder_router.server.lease import Lease
 from meritorder_router.server.metrics import Metrics, state
 from meritorder_router.server.peers import Peers, service_urls
 from meritorder_router.server.programmed import Writer
+from meritorder_router.server.uninjected import SELECTOR, Uninjected
 from meritorder_router.server.watch import Watch
 
 log = logging.getLogger(__name__)
@@ -67,6 +70,8 @@ class Settings:
     peer_accounts: tuple[str, ...]
     token_file: Path | None
     allowed_hosts: tuple[str, ...]
+    sidecar: Mapping[str, Any]
+    """The options of `meritorder_router.server.sidecar`."""
 
 
 async def run(settings: Settings, *, ready: Callable[[str], None] = lambda _: None) -> None:
@@ -112,6 +117,18 @@ async def _serve(settings: Settings, kube: Kube, stop: asyncio.Event, ready: Cal
         or (f"{settings.peer_service}.{namespace}.svc" if settings.peer_service else None),
         metrics=metrics,
     )
+    injector = Injector(
+        board=board,
+        metrics=metrics,
+        settings=sidecar.settings_of(settings.sidecar, namespace),
+        namespaces=settings.namespaces,
+        version=own_version(),
+    )
+    uninjected = Uninjected(kube, server=settings.name, may_tell=lambda: lease.held, now=now, wall=time.time)
+    # Not among those that tables depend on: without it, only news is missing.
+    pods = _watch_each(
+        kube, settings, "/api/v1", "pods", uninjected.replace, uninjected.change, selector=SELECTOR
+    )
     metrics.leader.set_function(lambda: int(lease.held))
     metrics.state(
         lambda: state(
@@ -120,18 +137,28 @@ async def _serve(settings: Settings, kube: Kube, stop: asyncio.Event, ready: Cal
             waiting=board.waiting,
             policies=len(board.cluster.policies()),
             known=health.known,
+            uninjected=uninjected.by_namespace(),
         )
     )
-    handlers = Handlers(board=board, health=health, auth=auth, metrics=metrics, server=settings.name, now=now)
+    handlers = Handlers(
+        board=board,
+        health=health,
+        auth=auth,
+        metrics=metrics,
+        injector=injector,
+        server=settings.name,
+        now=now,
+    )
     probes = await _listen(handlers.probes(), settings.metrics_listen)
     work: list[Awaitable[None]] = [
-        *(watch.run() for watch in watches),
+        *(watch.run() for watch in (*watches, *pods)),
         health.ask(),
         health.tick(),
         board.rounds(),
         lease.run(),
         writer.run(),
         peers.run(),
+        uninjected.run(),
         _patrol(kube, board),
     ]
     certificate = None
@@ -173,36 +200,57 @@ async def _serve(settings: Settings, kube: Kube, stop: asyncio.Event, ready: Cal
                 raise outcome
 
 
+Replace = Callable[[list[Manifest], str | None], None]
+Change = Callable[[str, Manifest], None]
+
+
 def _watches(settings: Settings, kube: Kube, board: Board, own: str) -> list[Watch]:
     cluster = board.cluster
-    Replace = Callable[[list[Manifest], str | None], None]
-    kinds: list[tuple[str, str, Replace, Callable[[str, Manifest], None]]] = [
-        (f"/apis/{GROUP}/{VERSION}", PLURAL, cluster.replace_policies, cluster.change_policy),
-        ("/api/v1", "services", cluster.replace_services, cluster.change_service),
-        ("/apis/discovery.k8s.io/v1", "endpointslices", cluster.replace_slices, cluster.change_slice),
+    also = (own,) if settings.peer_service else ()
+    slices = cluster.replace_slices, cluster.change_slice
+    return [
+        *_watch_each(
+            kube,
+            settings,
+            f"/apis/{GROUP}/{VERSION}",
+            PLURAL,
+            cluster.replace_policies,
+            cluster.change_policy,
+        ),
+        *_watch_each(kube, settings, "/api/v1", "services", cluster.replace_services, cluster.change_service),
+        *_watch_each(kube, settings, "/apis/discovery.k8s.io/v1", "endpointslices", *slices, also=also),
     ]
-    watches: list[Watch] = []
-    for base, plural, replace, change in kinds:
-        places: list[str | None] = [*settings.namespaces] or [None]
-        if plural == "endpointslices" and settings.peer_service and None not in places and own not in places:
-            places.append(own)
-        for place in places:
-            path = f"{base}/{plural}" if place is None else f"{base}/namespaces/{place}/{plural}"
-            watches.append(
-                Watch(
-                    kube,
-                    path,
-                    replace=partial(_replace, replace, place),
-                    change=change,
-                    now=time.monotonic,
-                )
-            )
-    return watches
 
 
-def _replace(
-    replace: Callable[[list[Manifest], str | None], None], place: str | None, manifests: list[Manifest]
-) -> None:
+def _watch_each(
+    kube: Kube,
+    settings: Settings,
+    base: str,
+    plural: str,
+    replace: Replace,
+    change: Change,
+    *,
+    also: Sequence[str] = (),
+    selector: str = "",
+) -> list[Watch]:
+    """Watch one kind of object everywhere, or in each namespace that is served and `also` in these."""
+    places: Sequence[str | None] = [*dict.fromkeys((*settings.namespaces, *also))]
+    if not settings.namespaces:
+        places = [None]
+    return [
+        Watch(
+            kube,
+            f"{base}/{plural}" if place is None else f"{base}/namespaces/{place}/{plural}",
+            replace=partial(_replace, replace, place),
+            change=change,
+            now=time.monotonic,
+            selector=selector,
+        )
+        for place in places
+    ]
+
+
+def _replace(replace: Replace, place: str | None, manifests: list[Manifest]) -> None:
     replace(manifests, place)
 
 
@@ -397,6 +445,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
     help="Host of a policy's `hosts` that is allowed although it is loopback, link-local or a Service "
     "(repeatable; * matches anything).",
 )
+@sidecar.options
 @click.option(
     "--log-format",
     type=click.Choice(["auto", "json", "pretty"]),
@@ -432,6 +481,7 @@ def serve_command(
     allowed_hosts: Sequence[str],
     log_format: str,
     log_level: str,
+    **sidecar_options: Any,
 ) -> None:
     """Hand out routing tables to agents, and tell in each policy's status what they applied."""
     where = _address(listen, "--listen")
@@ -463,6 +513,7 @@ def serve_command(
         peer_accounts=tuple(peer_accounts),
         token_file=token_file,
         allowed_hosts=tuple(allowed_hosts),
+        sidecar=sidecar_options,
     )
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -1,6 +1,6 @@
 """What the server tells of itself, in a registry of its own."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -39,6 +39,14 @@ class Metrics:
             ["outcome"],
             registry=self.registry,
         )
+        self.injections = Counter(
+            f"{PREFIX}_injections_total",
+            "Pods that the webhook was asked about, by outcome",
+            ["outcome"],
+            registry=self.registry,
+        )
+        for outcome in ("injected", "left", "refused"):
+            self.injections.labels(outcome)
         self.delay = Histogram(
             f"{PREFIX}_table_delay_seconds",
             "From a change seen in the API server to the answer to an agent that waited for it",
@@ -68,13 +76,21 @@ class _State(Collector):
         return self._collect()
 
 
-def state(*, live: int, silent: int, waiting: int, policies: int, known: bool) -> list[Metric]:
+def state(
+    *, live: int, silent: int, waiting: int, policies: int, known: bool, uninjected: Mapping[str, int]
+) -> list[Metric]:
     """The state of a server as series."""
     agents = GaugeMetricFamily(f"{PREFIX}_agents", "Agents known, by state", labels=["state"])
     agents.add_metric(["live"], live)
     agents.add_metric(["silent"], silent)
+    without = GaugeMetricFamily(
+        f"{PREFIX}_uninjected_pods", "Pods that ask for a router and have none", labels=["namespace"]
+    )
+    for namespace, count in sorted(uninjected.items()):
+        without.add_metric([namespace], count)
     return [
         agents,
+        without,
         GaugeMetricFamily(f"{PREFIX}_waiting", "Questions that wait for another table", value=waiting),
         GaugeMetricFamily(f"{PREFIX}_policies", "Policies known", value=policies),
         GaugeMetricFamily(f"{PREFIX}_tables_on", "1 while tables are handed out", value=int(known)),

@@ -33,8 +33,11 @@ class Watch:
         replace: Callable[[list[Manifest]], None],
         change: Callable[[str, Manifest], None],
         now: Callable[[], float],
+        selector: str = "",
     ) -> None:
+        """`selector`: only objects with these labels."""
         self.path = path
+        self._selector = selector
         self._kube = kube
         self._replace = replace
         self._change = change
@@ -92,12 +95,13 @@ class Watch:
 
     async def _follow(self) -> None:
         if self._version is None:
-            items, version = await self._kube.list_all(self.path)
+            items, version = await self._kube.list_all(self.path, selector=self._selector)
             self._replace(items)
             self._version = version
         seconds = random.randint(*STREAM_SECONDS)
         opened = self._now()
-        async for kind, manifest in self._kube.watch(self.path, self._version, seconds=seconds):
+        events = self._kube.watch(self.path, self._version, seconds=seconds, selector=self._selector)
+        async for kind, manifest in events:
             if kind == "OPENED":
                 if self.last_error:
                     log.info("watch of %s is back", self.path)
