@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import pytest
 from meritorder_router.agent.embedded import EmbeddedRouter
 from servers.envoy import EnvoyProcess
 from servers.pki import Authority
+from servers.tcp_proxy import TcpProxy
 from servers.tls_front import Front, tls_fronts
 from support.fakepool import Behaviour, FakePool
 from support.ports import free_ports
@@ -76,10 +76,6 @@ async def h2(router: EmbeddedRouter) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-async def answers(client: httpx.AsyncClient) -> bool:
-    return (await client.post(CHAT, json={})).status_code == 200
-
-
 @pytest.mark.parametrize("rewritten", [False, True], ids=["direct", "egress"])
 async def test_speaks_http2_where_it_is_offered_and_http1_where_not(
     router: EmbeddedRouter, client: httpx.AsyncClient, provider: Provider, rewritten: bool
@@ -87,8 +83,7 @@ async def test_speaks_http2_where_it_is_offered_and_http1_where_not(
     more: dict[str, Any] = {"pathPrefix": "/api", "model": "theirs"} if rewritten else {}
     seen: dict[str, str] = {}
     for sequence, offer in enumerate(OFFERS, 1):
-        await router.apply(table([provider.entry(offer, **more)], sequence=sequence))
-        await until(partial(answers, client), 10, "the new server has passed its first health check")
+        await router.apply(table([provider.entry(offer, **more) | {"name": offer}], sequence=sequence))
         answer = await client.post(CHAT, json={"model": "ours"})
         stream = await client.post(CHAT, json={"model": "ours", "stream": True})
         assert (answer.status_code, stream.status_code) == (200, 200)
@@ -140,6 +135,33 @@ async def test_a_cut_http2_stream_fails_alone_and_a_refused_one_goes_on_to_the_n
         await client.post(CHAT, json={"stream": True})
     provider.pool.behaviour = Behaviour()
     assert (await client.post(CHAT, json={})).headers["x-meritorder-answered-by"] == "ext"
+
+
+async def test_a_connection_that_is_lost_on_the_way_does_not_hold_up_what_comes_after(
+    router: EmbeddedRouter, client: httpx.AsyncClient, provider: Provider, start_pool: StartPool
+) -> None:
+    local = await start_pool("local")
+    with TcpProxy("127.0.0.1", provider.ports["both"]) as proxy:
+        entry = provider.entry("both", 200)
+        entry["endpoints"][0]["port"] = proxy.port
+        await router.apply(table([entry, pool(local)]))
+        provider.pool.behaviour = Behaviour(chunks=600, chunk_seconds=0.1)
+        streams = [asyncio.create_task(client.post(CHAT, json={"stream": True})) for _ in range(4)]
+        await until(lambda: provider.pool.in_flight == 4, 10, "streams")
+        provider.pool.behaviour = Behaviour()
+        assert proxy.lose() > 0
+
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        answers = await asyncio.gather(*(client.post(CHAT, json={}) for _ in range(20)))
+        took = loop.time() - began
+        ended = await asyncio.gather(*streams, return_exceptions=True)
+
+    # Health checks have connections of their own: they see nothing of it.
+    assert {answer.status_code for answer in answers} == {200}
+    assert "local" in {answer.headers["x-meritorder-answered-by"] for answer in answers}
+    assert took < 30
+    assert all(isinstance(stream, httpx.RemoteProtocolError) for stream in ended)
 
 
 async def test_clients_may_speak_http2_without_tls(

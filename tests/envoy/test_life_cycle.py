@@ -73,10 +73,19 @@ async def test_a_hundred_streams_of_ten_seconds_outlive_sigterm_at_the_first(
         await serves(two, "a")
         a.behaviour = Behaviour(chunks=20, chunk_seconds=0.5)
         began = asyncio.get_running_loop().time()
-        # Half of them have a connection each, half of them share one of HTTP/2.
-        clients = [one if number % 2 else two for number in range(100)]
-        streams = [asyncio.create_task(each.post(CHAT, json={"stream": True})) for each in clients]
-        await until(lambda: a.in_flight == 100, 10, "streams")
+        begun = 0
+
+        async def stream(client: httpx.AsyncClient) -> httpx.Response:
+            nonlocal begun
+            async with client.stream("POST", CHAT, json={"stream": True}) as response:
+                begun += 1
+                await response.aread()
+                return response
+
+        # Half of them have a connection each, half of them share one of HTTP/2. All have their headers before
+        # the end is told: this client's HTTP/2 takes none after a GOAWAY, though the protocol allows them.
+        streams = [asyncio.create_task(stream(one if number % 2 else two)) for number in range(100)]
+        await until(lambda: begun == 100, 10, "streams")
         await until(lambda: asyncio.get_running_loop().time() >= began + 1, 2, "the first second")
 
         agent.send(signal.SIGTERM)
@@ -88,6 +97,33 @@ async def test_a_hundred_streams_of_ten_seconds_outlive_sigterm_at_the_first(
     assert took >= 10
     assert await asyncio.to_thread(agent.wait, 5) == 0
     assert "drained in" in agent.log_text()
+
+
+async def test_an_envoy_that_is_late_with_its_answers_is_waited_for(
+    server: TableServer, agent: AgentProcess, start_pool: StartPool
+) -> None:
+    a = await start_pool("a")
+    server.give(table([pool(a)]))
+    agent.start()
+    async with httpx.AsyncClient(base_url=agent.base_url, timeout=30) as client:
+        await serves(client, "a")
+        a.behaviour = Behaviour(chunks=20, chunk_seconds=0.3)
+        streams = [asyncio.create_task(client.post(CHAT, json={"stream": True})) for _ in range(10)]
+        await until(lambda: a.in_flight == 10, 10, "streams")
+        envoy = agent.child("envoy")
+        assert envoy is not None
+        agent.send(signal.SIGTERM)
+        await until(lambda: "draining" in agent.log_text(), 5, "the drain")
+
+        # A machine that is overloaded, for longer than the supervisor waits for an answer.
+        os.kill(envoy, signal.SIGSTOP)
+        stopped = asyncio.get_running_loop().time()
+        await until(lambda: asyncio.get_running_loop().time() > stopped + 3, 5, "three seconds")
+        os.kill(envoy, signal.SIGCONT)
+        ended = await asyncio.gather(*streams)
+
+    assert [stream.text.endswith(DONE) for stream in ended] == [True] * 10
+    assert await asyncio.to_thread(agent.wait, 5) == 0
 
 
 def delays(agent: AgentProcess, child: str) -> list[float]:
