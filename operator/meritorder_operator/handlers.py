@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import kopf
+from kopf._core.engines.peering import Identity
 from lightkube.config.kubeconfig import SingleConfig
 
 from meritorder_api import names
@@ -22,6 +23,8 @@ log = logging.getLogger(__name__)
 LOGIN_SECONDS: Final = 600
 """Credentials are read anew this often: tokens in pods rotate."""
 WATCH_SECONDS: Final = 600
+IDENTITY: Final = Identity(names.OPERATOR_FIELD_MANAGER)
+"""What kopf calls itself; nobody is told."""
 
 Saw = Callable[[str | None, Manifest], None]
 
@@ -101,6 +104,8 @@ async def watch(
             namespaces=namespaces,
             ready_flag=flag,
             stop_flag=asyncio.Event(),
+            # Else kopf makes one of the user's name, and dies where that has none, as in a container.
+            identity=IDENTITY,
         )
         keep_signals()
         await kopf.run_tasks(tasks, ignored=others)
