@@ -61,7 +61,7 @@ class Plan:
     """Per stream, 20 a second."""
 
 
-FULL: Final = Plan(rounds=7, warm_seconds=1, closed_seconds=4, open_seconds=(6, 4), streams=500, tokens=100)
+FULL: Final = Plan(rounds=5, warm_seconds=1, closed_seconds=4, open_seconds=(6, 4), streams=500, tokens=100)
 QUICK: Final = Plan(
     rounds=1, warm_seconds=0.2, closed_seconds=0.5, open_seconds=(0.5, 0.5), streams=50, tokens=10
 )

@@ -154,15 +154,17 @@ local function ahead(h, i) return in_flight(h, i) < 0.75 * LIMIT[i] end
 """
 
 
-def choice_script(table: RoutingTable, dead: Set[str] = frozenset()) -> str:
+def choice_script(table: RoutingTable, dead: Set[str] = frozenset(), *, steered: bool = True) -> str:
     """The cluster specifier's source for a table; `dead` pools have no healthy endpoint and are passed
-    over."""
+    over. Not `steered` is for requests that have none of the steering headers: to look for them costs.
+    """
     pools = [_Choice(p, p.limit, p.weight_percent or 0) for p in table.pools]
     if any(p.name not in dead for p in table.pools):
         pools = [p if p.pool.name not in dead else _Choice(p.pool, 0, 0) for p in pools]
     total = sum(pool.weight for pool in pools)
     split = table.fill is Fill.SPLIT and total > 0
-    steering = set(table.requests.headers)
+    steering = set(table.requests.headers) if steered else set()
+    sessions = SteeringHeader.SESSION in table.requests.headers
     excluding = SteeringHeader.EXCLUDE in steering
     usable = "not (out and out[i]) and " if excluding else ""
     cheapest = next((i for i, pool in enumerate(pools) if pool.limit != 0), len(pools) - 1)
@@ -191,10 +193,11 @@ def choice_script(table: RoutingTable, dead: Set[str] = frozenset()) -> str:
         f"local SPARE = {_list(str(_spare(pools, i) + 1) for i in range(len(pools)))}",
         f"local FULL = {full(session=False)}",
     ]
+    if sessions:
+        lines += [f"local SESSION_POOL = {ways(session=True)}"]
     if SteeringHeader.SESSION in steering:
         lines += [
             f"local HEADER_SESSION = {quote(names.HEADER_SESSION)}",
-            f"local SESSION_POOL = {ways(session=True)}",
             f"local SESSION_CHAIN = {chains(session=True)}",
             f"local SESSION_FULL = {full(session=True)}",
         ]
@@ -216,7 +219,7 @@ def choice_script(table: RoutingTable, dead: Set[str] = frozenset()) -> str:
     script = "\n".join(lines) + "\n"
     if split:
         script += _SEED
-    script += _IN_FLIGHT_OF_BOTH if SteeringHeader.SESSION in steering else _IN_FLIGHT
+    script += _IN_FLIGHT_OF_BOTH if sessions else _IN_FLIGHT
     script += _ROOM
     if SteeringHeader.PRIORITY in steering:
         script += _AHEAD
