@@ -71,6 +71,7 @@ def _token_filters() -> list[Json]:
             "envoy.filters.http.json_to_metadata",
             "extensions.filters.http.json_to_metadata.v3.JsonToMetadata",
             response_rules={
+                "allow_content_types": ["application/json"],
                 "allow_content_types_regex": {"regex": "application/json( *;.*)?"},
                 "rules": [{**_usage(key), "on_missing": nothing, "on_error": nothing} for key in keys],
             },

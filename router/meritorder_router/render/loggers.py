@@ -181,6 +181,9 @@ def _expression(cel: str) -> Json:
 
 _POST: Json = {"header_filter": {"header": {"name": ":method", "string_match": {"exact": "POST"}}}}
 _FIRST_TRY: Json = {"header_filter": {"header": {"name": RETRIED, "string_match": {"exact": "1"}}}}
+_LATER_TRY: Json = {
+    "header_filter": {"header": {"name": RETRIED, "string_match": {"exact": "1"}, "invert_match": True}}
+}
 _NOT_A_PROBE: Json = {
     "header_filter": {"header": {"name": PROBE_HEADER, "present_match": True, "invert_match": True}}
 }
@@ -188,11 +191,12 @@ _ANSWERED = _expression("response.code_details == 'via_upstream'")
 _ANSWERER = f"xds.upstream_host_metadata.filter_metadata['{NAMESPACE}']['pool']"
 _CHAIN = f"xds.cluster_metadata.filter_metadata['{NAMESPACE}']"
 # Of several tries at once. The second try is never the first one's pool; the third may be.
-_FIRST_ANSWERED = _expression(
-    f"{_CHAIN}['{FIRST}'] == {_ANSWERER} && "
-    f"(upstream.request_attempt_count == 2 || {_CHAIN}['{THIRD}'] != {_ANSWERER})"
+_OF_FIRST = (
+    f"({_CHAIN}['{FIRST}'] == {_ANSWERER} && "
+    f"(upstream.request_attempt_count == 2 || {_CHAIN}['{THIRD}'] != {_ANSWERER}))"
 )
-_BY_FIRST = either(_FIRST_TRY, _FIRST_ANSWERED)
+_BY_FIRST = either(_FIRST_TRY, _expression(_OF_FIRST))
+_BY_ANOTHER = both(_LATER_TRY, _expression(f"!{_OF_FIRST}"))
 _ERROR = either(_status("GE", 500), _status("EQ", 429))
 _CUT = _flags(*FAILED_FLAGS, TIMEOUT, IDLE)
 _GIVEN_UP = both(_flags(TIMEOUT), either(_lasting(KEY_TIMEOUT, 0), _status("EQ", 0)))
@@ -223,14 +227,25 @@ def attempt_log(place: Place) -> list[Json]:
 
 
 def request_log(place: Place) -> list[Json]:
-    """The data listener's log: once per request. Cheap conditions come first."""
+    """The data listener's log: once per request. Cheap conditions come first; an expression costs as much as
+    a counter, so that of a request that went well at the first try, nearly all of them, is asked once.
+    """
     slow = either(_SLOW, _noted(SLOW))
+    sample = either(_COUNT, _noted(SAMPLE))
     return [
+        logger(
+            both(_POST, _WELL, sample, _BY_FIRST, _ANSWERED),
+            counters=[counter(place, names.CLIENT_REQUESTS, pool=None), by_class(place, names.SAMPLES)],
+            histograms=[
+                histogram(place, names.LATENCY_BUCKET, "%DURATION%"),
+                histogram(place, names.TTFT_BUCKET, "%COMMON_DURATION(DS_RX_BEG:US_RX_BODY_BEG:ms)%"),
+            ],
+        ),
         logger(
             both(
                 _POST,
                 either(
-                    both(_WELL, either(_COUNT, _noted(SAMPLE)), _ANSWERED),
+                    both(_BY_ANOTHER, _WELL, sample, _ANSWERED),
                     _ERROR,
                     _CUT,
                     both(_ABORTED, either(_ABORTED_LATE, _noted(SAMPLE))),
@@ -249,14 +264,6 @@ def request_log(place: Place) -> list[Json]:
                 ),
             ),
             counters=[counter(place, names.CLIENT_SLOW, pool=None)],
-        ),
-        logger(
-            both(_POST, _WELL, either(_COUNT, _noted(SAMPLE)), _ANSWERED, _BY_FIRST),
-            counters=[by_class(place, names.SAMPLES)],
-            histograms=[
-                histogram(place, names.LATENCY_BUCKET, "%DURATION%"),
-                histogram(place, names.TTFT_BUCKET, "%COMMON_DURATION(DS_RX_BEG:US_RX_BODY_BEG:ms)%"),
-            ],
         ),
         logger(
             both(slow, _POST, _WELL, _ANSWERED, _BY_FIRST), counters=[by_class(place, names.SAMPLES_SLOW)]

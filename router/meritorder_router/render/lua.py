@@ -172,7 +172,7 @@ def _alive(table: RoutingTable, dead: Set[str], size: int | None = None) -> list
     return pools
 
 
-def _figures(table: RoutingTable, pools: Sequence[_Choice]) -> dict[str, str]:
+def _figures(table: RoutingTable, pools: Sequence[_Choice], steering: Set[SteeringHeader]) -> dict[str, str]:
     """All that follows from limits, as Lua, by the names that it has in the script."""
     cheapest = next((i for i, pool in enumerate(pools) if pool.limit != 0), len(pools) - 1)
     # What nobody has room for goes to the last pool, or to the last one that is alive.
@@ -188,32 +188,34 @@ def _figures(table: RoutingTable, pools: Sequence[_Choice]) -> dict[str, str]:
         "SPARE": listed(str(_spare(pools, i) + 1) for i in range(len(pools))),
         "FULL": full(session=False),
     }
-    if SteeringHeader.SESSION in table.requests.headers:
+    if SteeringHeader.SESSION in steering:
         figures["SESSION_FULL"] = full(session=True)
-    if SteeringHeader.PRIORITY in table.requests.headers:
+    if SteeringHeader.PRIORITY in steering:
         figures["CHEAPEST"] = str(cheapest + 1)
     return figures
 
 
 def _figures_by_class(
-    table: RoutingTable, dead: Set[str], own: Mapping[str, str]
+    table: RoutingTable, dead: Set[str], steering: Set[SteeringHeader], own: Mapping[str, str]
 ) -> dict[int, dict[str, str]]:
     """The same for the size classes for which something is different."""
     if not table.size_classes:
         return {}
-    figures = {size: _figures(table, _alive(table, dead, size)) for size in SIZES}
+    figures = {size: _figures(table, _alive(table, dead, size), steering) for size in SIZES}
     return {size: of_class for size, of_class in figures.items() if of_class != own}
 
 
-def choice_script(table: RoutingTable, dead: Set[str] = frozenset()) -> str:
+def choice_script(table: RoutingTable, dead: Set[str] = frozenset(), *, steered: bool = True) -> str:
     """The cluster specifier's source for a table; `dead` pools have no healthy endpoint and are passed
-    over."""
+    over. Not `steered` is for requests that have none of the steering headers: to look for them costs.
+    """
+    steering = set(table.requests.headers) if steered else set()
     pools = _alive(table, dead)
-    own = _figures(table, pools)
-    by_class = _figures_by_class(table, dead, own)
+    own = _figures(table, pools, steering)
+    by_class = _figures_by_class(table, dead, steering, own)
     total = sum(pool.weight for pool in pools)
     split = table.fill is Fill.SPLIT and total > 0
-    steering = set(table.requests.headers)
+    sessions = SteeringHeader.SESSION in table.requests.headers
     excluding = SteeringHeader.EXCLUDE in steering
     usable = "not (out and out[i]) and " if excluding else ""
     bottom = table.pools[-1]
@@ -235,10 +237,11 @@ def choice_script(table: RoutingTable, dead: Set[str] = frozenset()) -> str:
         f"local SPARE = {own['SPARE']}",
         f"local FULL = {own['FULL']}",
     ]
+    if sessions:
+        lines += [f"local SESSION_POOL = {ways(session=True)}"]
     if SteeringHeader.SESSION in steering:
         lines += [
             f"local HEADER_SESSION = {quote(names.HEADER_SESSION)}",
-            f"local SESSION_POOL = {ways(session=True)}",
             f"local SESSION_CHAIN = {chains(session=True)}",
             f"local SESSION_FULL = {own['SESSION_FULL']}",
         ]
@@ -267,7 +270,7 @@ def choice_script(table: RoutingTable, dead: Set[str] = frozenset()) -> str:
     script = "\n".join(lines) + "\n"
     if split:
         script += _SEED
-    script += _IN_FLIGHT_OF_BOTH if SteeringHeader.SESSION in steering else _IN_FLIGHT
+    script += _IN_FLIGHT_OF_BOTH if sessions else _IN_FLIGHT
     script += _ROOM
     if SteeringHeader.PRIORITY in steering:
         script += _AHEAD
