@@ -26,6 +26,7 @@ BODY_BYTES = 16 * 1024 * 1024
 RETRY_ON = "connect-failure,refused-stream,reset,retriable-status-codes"
 RETRIED_CODES = [429, 500, 502, 503, 504]
 CHOICE = "choice"
+INFERENCE = "inference"
 
 
 def _match(path: str, method: str | None = None, *, below: bool = False) -> Json:
@@ -100,20 +101,28 @@ def _to_pools(table: RoutingTable, dead: Set[str]) -> Json:
 
 def _inference(table: RoutingTable, path: str, dead: Set[str]) -> Json:
     route: Json = {
-        "name": "inference",
+        "name": INFERENCE,
         "match": _match(path, "POST"),
         "request_body_buffer_limit": BODY_BYTES,
         "route": _to_pools(table, dead),
     }
-    script = stream_script(table.sla, add_usage=table.requests.add_usage, size_classes=table.size_classes)
-    if script is not None:
-        route["typed_per_filter_config"] = {
-            STREAM_FILTER: {
-                "@type": TYPE + "extensions.filters.http.lua.v3.LuaPerRoute",
-                "source_code": {"inline_string": script},
-            }
-        }
+    if not table.size_classes:
+        route |= _per_filter(_stream_filter(table))
     return route
+
+
+def _stream_filter(table: RoutingTable) -> Json:
+    """What switches the filter of `render.streams` on, where the table needs it."""
+    script = stream_script(table.sla, add_usage=table.requests.add_usage, size_classes=table.size_classes)
+    return {} if script is None else {STREAM_FILTER: _lua(source_code={"inline_string": script})}
+
+
+def _lua(**config: object) -> Json:
+    return {"@type": TYPE + "extensions.filters.http.lua.v3.LuaPerRoute", **config}
+
+
+def _per_filter(config: Json) -> Json:
+    return {"typed_per_filter_config": config} if config else {}
 
 
 def _of_class(table: RoutingTable, size: int, dead: Set[str]) -> Json:
@@ -177,9 +186,15 @@ def data_routes(table: RoutingTable, dead: Set[str]) -> Json:
         include_request_attempt_count=True,
         # Token usage is read from plain bodies.
         request_headers_to_remove=[*stripped, "accept-encoding"],
-        **({"typed_per_filter_config": session_filter_config()} if sessions_act(table) else {}),
+        **_per_filter(
+            (session_filter_config() if sessions_act(table) else {})
+            | (_stream_filter(table) if table.size_classes else {})
+        ),
     )
     for route in configuration["virtual_hosts"][0]["routes"]:
+        if table.size_classes and route["name"] != INFERENCE:
+            # One script for all paths is compiled once per worker; the other routes do without it.
+            route |= _per_filter({STREAM_FILTER: _lua(disabled=True)})
         if "route" in route:
             route["response_headers_to_add"] = [replies.header(names.HEADER_ANSWERED_BY, ENDPOINT_POOL)]
     configuration["cluster_specifier_plugins"] = [
