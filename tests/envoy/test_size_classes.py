@@ -389,10 +389,12 @@ async def test_asks_for_usage_and_knows_the_class_of_the_same_body(
 ) -> None:
     a = await start_pool("a")
     a.keep = True
-    await router.apply(table([pool(a)], sizeClasses=True, requests={"addUsage": True}))
+    rules = {"addUsage": True, "headers": ["x-meritorder-session"]}
+    await router.apply(table([pool(a)], sizeClasses=True, requests=rules))
 
-    assert (await client.post(CHAT, content=asking(stream=True, max_tokens=50))).status_code == 200
-    assert (await client.post(CHAT, content=asking(stream=True))).status_code == 200
+    for body, session in ((asking(stream=True, max_tokens=50), "one"), (asking(stream=True), "")):
+        answer = await client.post(CHAT, content=body, headers={"x-meritorder-session": session})
+        assert answer.status_code == 200
 
     asked = [json.loads(body) for body in a.bodies]
     assert [each["stream_options"] for each in asked] == [{"include_usage": True}] * 2

@@ -30,6 +30,7 @@ STEERED_CHOICE = "steered-choice"
 """Where the policy lists steering headers, requests that have one go by routes of their own: to look for them
 in Lua would cost every request some 5 % of all that it costs.
 """
+INFERENCE = "inference"
 
 
 def _match(path: str, method: str | None = None, *, below: bool = False, header: str | None = None) -> Json:
@@ -119,21 +120,18 @@ def _inference(table: RoutingTable, path: str, dead: Set[str], header: str | Non
     """The route of a path; with a steering header, that of requests that have it."""
     steered = header is not None
     route: Json = {
-        "name": "inference",
+        "name": INFERENCE,
         "match": _match(path, "POST", header=header),
         "request_body_buffer_limit": BODY_BYTES,
         "route": _to_pools(table, dead, steered=steered),
     }
-    filters: Json = session_filter_config() if steered and sessions_act(table) else {}
-    script = stream_script(table.sla, add_usage=table.requests.add_usage, size_classes=table.size_classes)
-    if script is not None:
-        filters[STREAM_FILTER] = {
-            "@type": TYPE + "extensions.filters.http.lua.v3.LuaPerRoute",
-            "source_code": {"inline_string": script},
-        }
-    if filters:
-        route["typed_per_filter_config"] = filters
+    if steered and sessions_act(table):
+        route["typed_per_filter_config"] = session_filter_config()
     return route
+
+
+def _lua(**config: object) -> Json:
+    return {"@type": TYPE + "extensions.filters.http.lua.v3.LuaPerRoute", **config}
 
 
 def _of_path(table: RoutingTable, path: str, dead: Set[str]) -> list[Json]:
@@ -206,6 +204,8 @@ def data_routes(table: RoutingTable, dead: Set[str]) -> Json:
     }
     if sessions_act(table):
         models["typed_per_filter_config"] = session_filter_config()
+    script = stream_script(table.sla, add_usage=table.requests.add_usage, size_classes=table.size_classes)
+    streams = None if script is None else _lua(source_code={"inline_string": script})
     configuration = _configuration(
         ROUTES,
         [
@@ -219,8 +219,12 @@ def data_routes(table: RoutingTable, dead: Set[str]) -> Json:
         include_request_attempt_count=True,
         # Token usage is read from plain bodies.
         request_headers_to_remove=[*stripped, "accept-encoding"],
+        # One script for all paths is compiled once per worker; the other routes do without it.
+        **({"typed_per_filter_config": {STREAM_FILTER: streams}} if streams is not None else {}),
     )
     for route in configuration["virtual_hosts"][0]["routes"]:
+        if streams is not None and route["name"] != INFERENCE:
+            route.setdefault("typed_per_filter_config", {})[STREAM_FILTER] = _lua(disabled=True)
         if "route" in route:
             route["response_headers_to_add"] = [replies.header(names.HEADER_ANSWERED_BY, ENDPOINT_POOL)]
     configuration["cluster_specifier_plugins"] = [
