@@ -14,7 +14,7 @@ FRESH := .venv/generated
 DRIFTED := { echo 'generated files differ from the models; run: make crds' >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test ready check crds chart image sbom pictures assets bench cluster-up cluster-down kind-up kind-down e2e-slow lock clean run-env dev-env system
+.PHONY: help demo test ready check crds chart image sbom pictures assets bench bench-router stress cluster-up cluster-down kind-up kind-down e2e-slow lock clean run-env dev-env system
 
 help: ## List what can be made
 	@echo 'usage: make TARGET [ARGS="..."] [PYTHON=python3.12]'
@@ -56,6 +56,12 @@ assets: dev-env ## Get the real servers the tests start: etcd, Kubernetes, Prome
 
 bench: dev-env assets ## Run the benchmarks
 	@$(TOOLS) bench $(ARGS)
+
+bench-router: dev-env ## Compare the router with others: CPU, latency, streams (ARGS="--only nginx,envoy,meritorder")
+	@$(TOOLS) bench router $(ARGS)
+
+stress: ready ## The data plane under load: limits, faults, changes, drain (half an hour; ARGS="-k faults")
+	@$(BIN)/python -m pytest tests/stress tests/router -m stress -s $(ARGS)
 
 cluster-up: dev-env assets ## Start etcd, API server and controller manager; print the kubeconfig's path
 	@$(TOOLS) servers.cluster up
@@ -100,4 +106,4 @@ dev-env: system
 
 # On Debian and as root, what is missing is installed; otherwise it is named.
 system:
-	@requirements/system $(if $(filter test ready e2e-slow,$(MAKECMDGOALS)),tests,run)
+	@requirements/system $(if $(filter test ready e2e-slow stress,$(MAKECMDGOALS)),tests,run)

@@ -62,13 +62,13 @@ class Plan:
     few: int
     many: int
     settling_seconds: tuple[float, float]
-    """For the limits to grow, with few policies and with many."""
+    """For the limits to grow, with few policies and with many: these over a whole wave of the traffic."""
     measured_seconds: float
     rest_seconds: float
     """At most, for all to come to rest."""
 
 
-FULL = Plan(few=20, many=200, settling_seconds=(45, 120), measured_seconds=60, rest_seconds=420)
+FULL = Plan(few=20, many=200, settling_seconds=(45, 240), measured_seconds=60, rest_seconds=420)
 QUICK = Plan(few=5, many=20, settling_seconds=(20, 20), measured_seconds=20, rest_seconds=180)
 
 

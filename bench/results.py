@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -24,7 +25,7 @@ class Check:
 
     name: str
     value: float
-    relation: Literal["<", "<=", "=="]
+    relation: Literal["<", "<=", ">=", "=="]
     target: float
     unit: str
 
@@ -35,6 +36,8 @@ class Check:
             return self.value < self.target
         if self.relation == "<=":
             return self.value <= self.target
+        if self.relation == ">=":
+            return self.value >= self.target
         return self.value == self.target
 
 
@@ -63,6 +66,8 @@ class Result:
     """Every figure, for machines."""
     machine: Mapping[str, Any]
     at: str
+    pictures: tuple[Path, ...] = ()
+    """Written beside the tables."""
 
     @property
     def passed(self) -> bool:
@@ -118,6 +123,8 @@ class Result:
         paths = folder / f"{self.name}.json", folder / f"{self.name}.md"
         paths[0].write_text(self.to_json())
         paths[1].write_text(self.to_markdown())
+        for picture in self.pictures:
+            shutil.copyfile(picture, folder / picture.name)
         return paths
 
 

@@ -22,6 +22,8 @@ ROOT = Path(__file__).parents[1]
 CRDS = ROOT / "crds"
 LOG_LINES_SHOWN = 15
 
+pytest_plugins = ["stress.plugin"]
+
 
 # A deadline per example would measure what else this machine does.
 hypothesis.settings.register_profile("meritorder", hypothesis.settings(), deadline=None)

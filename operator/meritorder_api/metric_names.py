@@ -3,7 +3,7 @@ reads them.
 
 Envoy's own exposition prefixes each name with `envoy_`; what the stats access logger counts carries
 `meritorder` as its prefix. Labels: `policy` (the policy's name, on every series below), `pool` on those of a
-pool, and `class` (size class, only where the table has classes); the namespace is Prometheus's own target
+pool, and `class` (size class; empty where there is none); the namespace is Prometheus's own target
 label `namespace`, never a label that a pod could set by itself. All of a pool's deciding counters are there,
 at 0, from the moment that the pool is in an applied table.
 
@@ -56,7 +56,9 @@ APPLIED_SEQUENCE: Final = "meritorder_router_applied_sequence"
 judged.
 """
 LIMIT: Final = "meritorder_router_pool_limit"
-"""Gauge of the agent: this agent's slice of the pool's limit; +Inf for an unlimited pool."""
+"""Gauge of the agent: this agent's slice of the pool's limit; +Inf for an unlimited pool. With `class`:
+that of the size class, which holds for its requests instead.
+"""
 TARGET: Final = "meritorder_router_target_milliseconds"
 """Gauge of the agent: the SLA's target by which requests are counted as slow now."""
 

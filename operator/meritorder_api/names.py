@@ -52,6 +52,8 @@ HEADER_POOL: Final = "x-meritorder-pool"
 HEADER_EXCLUDE: Final = "x-meritorder-exclude"
 HEADER_SESSION: Final = "x-meritorder-session"
 STEERING_HEADERS: Final = (HEADER_PRIORITY, HEADER_POOL, HEADER_EXCLUDE, HEADER_SESSION)
+HEADER_CLASS: Final = "x-meritorder-class"
+"""Within a router: the request's size class. Clients cannot set it, and no pool sees it."""
 HEADER_ANSWERED_BY: Final = "x-meritorder-answered-by"
 """On an answer: the pool that gave it."""
 

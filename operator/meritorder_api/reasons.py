@@ -3,6 +3,7 @@ rename one.
 """
 
 from enum import StrEnum
+from typing import Final
 
 
 class ConditionType(StrEnum):
@@ -110,8 +111,36 @@ class Reason(StrEnum):
     BACKEND_NOT_FOUND = "BackendNotFound"
     KEY_NOT_MOUNTED = "KeyNotMounted"
     CA_NOT_MOUNTED = "CANotMounted"
+    HOST_NOT_RESOLVED = "HostNotResolved"
+    CERTIFICATE_REFUSED = "CertificateRefused"
+    TLS_FAILED = "TLSFailed"
+    UNREACHABLE = "Unreachable"
+    UNHEALTHY = "Unhealthy"
     MEASURED_COST_DISAGREES = "MeasuredCostDisagrees"
     ALL_WELL = "AllWell"
     # events beside conditions
     NOT_INJECTED = "NotInjected"
     GATEWAY_FAILED = "GatewayFailed"
+
+
+NOT_MOUNTED: Final = (Reason.KEY_NOT_MOUNTED, Reason.CA_NOT_MOUNTED)
+"""Why an agent passes over a pool until something is mounted: its table is applied otherwise."""
+OUT_OF_REACH: Final = (Reason.HOST_NOT_RESOLVED, Reason.CERTIFICATE_REFUSED, Reason.TLS_FAILED)
+"""Why an agent cannot speak with a pool's servers, where waiting will hardly mend it: the spec, DNS, or a
+certificate will.
+"""
+
+
+def without_code(sentence: str, code: str | None) -> tuple[Reason | None, str]:
+    """What an agent lacks, and the sentence without the word for it; None: the table itself is refused.
+
+    `code` is what agents and servers say beside the sentence. Those of the minor version before do not, and
+    begin the sentence with it, as is still done for readers of that version.
+    """
+    word, colon, rest = sentence.partition(": ")
+    begins = bool(colon) and word in NOT_MOUNTED
+    if not code and not begins:
+        return None, sentence
+    said = code or word
+    known = Reason(said) if said in NOT_MOUNTED else None
+    return known, rest if begins and word == said else sentence

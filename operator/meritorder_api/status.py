@@ -149,9 +149,14 @@ class Summary(Wire):
 
 
 class Refusal(Wire):
-    """An agent that refused a table."""
+    """An agent that refused a table, or a pool of it."""
 
     agent: str = Field(description="Name of the pod.")
+    code: str | None = Field(
+        default=None,
+        description="KeyNotMounted or CANotMounted: the table is applied without a pool that lacks it. "
+        "Absent: the table is refused.",
+    )
     reason: str = Field(description="Its sentence.")
 
 
@@ -168,11 +173,15 @@ class Programmed(Wire):
         default=None, description="Fill or Split, per design: how limits are shared among agents."
     )
     refused: list[Refusal] = Field(
-        default_factory=list, description="Agents that refused a table (at most 8)."
+        default_factory=list, description="Agents that refused a table, or a pool of it (at most 8)."
     )
     ready: dict[str, int] = Field(default_factory=dict, description="Ready replicas per pool.")
     problems: list[str] = Field(
-        default_factory=list, description="Backends that cannot be resolved, one sentence each."
+        default_factory=list,
+        description="Backends that cannot be resolved or reached, one sentence each (at most 16).",
+    )
+    problem_reasons: list[str] | None = Field(
+        default=None, description="The reason of each of `problems`, in their order."
     )
     possible_excess: dict[str, int] | None = Field(
         default=None, description="Requests in flight per pool that silent agents may add beyond its limit."

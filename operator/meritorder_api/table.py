@@ -148,6 +148,15 @@ class RoutingTable(Wire):
         return json.dumps(self.dump(), sort_keys=True, separators=(",", ":")).encode()
 
 
+class PoolProblem(Wire):
+    """Why an agent sends nothing to a pool."""
+
+    reason: str
+    """A word of `meritorder_api.reasons.Reason`; it may be one that the reader does not know yet."""
+    message: str
+    """One sentence: what was seen, and what to do."""
+
+
 class PoolSeen(Wire):
     """What an agent saw of a pool since its last report."""
 
@@ -160,6 +169,8 @@ class PoolSeen(Wire):
     """The slice of the pool's limit that this agent enforces now: what it acknowledges."""
     healthy_endpoints: int | None = None
     """Endpoints that its health checks find well; for `hosts`."""
+    problem: PoolProblem | None = None
+    """Why nothing is sent to it, where that is known."""
 
 
 class AgentReport(Wire):
@@ -173,6 +184,11 @@ class AgentReport(Wire):
     """`tableRevision` in force; empty before the first table."""
     refused_revision: str = ""
     refused_reason: str = ""
+    """A sentence. Where a pool is passed over until something is mounted it begins with `refusedCode`, for
+    servers that read no such field.
+    """
+    refused_code: str = ""
+    """Empty: the table itself is refused. Else the reason for which a pool of it is passed over."""
     offered_load: Annotated[float, Field(ge=0)] = 0.0
     """Mean requests in flight over all pools: what slices follow."""
     pools: dict[str, PoolSeen] = Field(default_factory=dict)

@@ -126,21 +126,31 @@ class Ring:
         return waiting and newest.count("total", pool) == recent[0].count("total", pool)
 
 
-def difference(newer: Reading, older: Reading, pool: str) -> Counts:
-    """What a pool completed between two readings."""
+def difference(newer: Reading, older: Reading, pool: str, size: str = "") -> Counts:
+    """What a pool, or one size class of it, completed between two readings."""
 
     def increase(what: str) -> float:
-        return newer.count(what, pool) - older.count(what, pool)
+        return newer.count(what, pool, size) - older.count(what, pool, size)
 
-    tokens = newer.knows("completion_tokens", pool)
+    tokens = newer.knows("completion_tokens", pool, size)
     return Counts(
         seconds=newer.at - older.at,
         total=increase("total"),
         slow=increase("slow"),
         latency_sum_seconds=increase("milliseconds") / 1000,
-        prompt_tokens=increase("prompt_tokens") if tokens else None,
+        prompt_tokens=increase("prompt_tokens") if tokens and not size else None,
         completion_tokens=increase("completion_tokens") if tokens else None,
     )
+
+
+def by_class(newer: Reading, older: Reading, pool: str) -> dict[int, Counts]:
+    """The same by size class, where something was completed."""
+    found = {int(size): difference(newer, older, pool, size) for size in newer.sizes(pool)}
+    return {
+        size: counts
+        for size, counts in sorted(found.items())
+        if counts.total > 0 or counts.latency_sum_seconds > 0
+    }
 
 
 def client_difference(newer: Reading, older: Reading, pools: Sequence[str]) -> Counts:
@@ -215,6 +225,7 @@ def _observe(
         in_flight=newest.in_flight.get(pool),
         attained_milliseconds=ring.attained(pool),
         stalled=ring.stalled(pool),
+        classes=by_class(newest, older, pool),
     )
 
 

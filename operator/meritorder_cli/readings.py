@@ -14,7 +14,8 @@ _GONE = "DC"
 """Envoy's response flag for a client that went away: nobody failed."""
 
 Key = tuple[str, str, str]
-"""What is counted, of which pool, and the status code or the bucket's bound; empty where it has none."""
+"""What is counted, of which pool, and the status code, the bucket's bound or the size class; empty where it
+has none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,13 +26,17 @@ class Reading:
     counters: Mapping[Key, float]
     in_flight: Mapping[str, float] = field(default_factory=dict)
 
-    def count(self, what: str, pool: str = "") -> float:
-        """A counter of one pool, or of none."""
-        return self.counters.get((what, pool, ""), 0.0)
+    def count(self, what: str, pool: str = "", size: str = "") -> float:
+        """A counter of one pool, or of none; or of one of the pool's size classes."""
+        return self.counters.get((what, pool, size), 0.0)
 
-    def knows(self, what: str, pool: str) -> bool:
-        """Whether a pool has that counter at all."""
-        return (what, pool, "") in self.counters
+    def knows(self, what: str, pool: str, size: str = "") -> bool:
+        """Whether a pool, or a size class of it, has that counter at all."""
+        return (what, pool, size) in self.counters
+
+    def sizes(self, pool: str) -> set[str]:
+        """The size classes of which a pool has counted time."""
+        return {size for what, of, size in self.counters if what == "milliseconds" and of == pool and size}
 
     def answered(self, pool: str) -> float:
         """Requests that a pool answered for a client, at whatever try."""
@@ -61,6 +66,12 @@ def _flat(scrape: Scrape) -> Iterator[tuple[Key, float]]:
         yield ("slow", name, ""), pool.samples_slow
         yield ("failed_attempts", name, ""), pool.failed_attempts
         yield ("milliseconds", name, ""), pool.pool_milliseconds
+        for size, part in pool.classes.items():
+            yield ("total", name, f"{size}"), part.samples
+            yield ("slow", name, f"{size}"), part.samples_slow
+            yield ("milliseconds", name, f"{size}"), part.pool_milliseconds
+            if part.completion_tokens is not None:
+                yield ("completion_tokens", name, f"{size}"), part.completion_tokens
         if pool.prompt_tokens is not None:
             yield ("prompt_tokens", name, ""), pool.prompt_tokens
         if pool.completion_tokens is not None:

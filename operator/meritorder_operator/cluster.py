@@ -16,16 +16,14 @@ Errors:
 import asyncio
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
 
-import httpx2
-from lightkube.config.client_adapter import AsyncClient, ConnectionParams
 from lightkube.config.kubeconfig import KubeConfig, SingleConfig
 from lightkube.core.exceptions import ConfigError
 
 from meritorder_api import names
+from meritorder_operator.connection import Answer, Connection, ConnectionFailed
 
 Manifest = dict[str, Any]
 
@@ -33,17 +31,6 @@ APPLY: Final = "application/apply-patch+yaml"
 AT_ONCE: Final = 8
 """Requests under way at a time: hundreds of policies that change at once must not crowd the API server."""
 POLICIES: Final = f"/apis/{names.GROUP}/{names.VERSION}"
-
-
-@dataclass
-class _Connections(ConnectionParams):
-    """Connections that are kept between one interval's writes and the next's: TLS begins anew seldom."""
-
-    limits: httpx2.Limits = field(
-        default_factory=lambda: httpx2.Limits(
-            max_connections=None, max_keepalive_connections=AT_ONCE, keepalive_expiry=60.0
-        )
-    )
 
 
 class LeaseLost(Exception):
@@ -82,7 +69,7 @@ class Cluster:
     ) -> None:
         self.config = config
         self._may_write = may_write
-        self._client = AsyncClient(config, _Connections(timeout=httpx2.Timeout(timeout_seconds)))
+        self._connection = Connection(config, timeout_seconds=timeout_seconds)
         self._slots = asyncio.Semaphore(AT_ONCE)
 
     @classmethod
@@ -101,7 +88,7 @@ class Cluster:
 
     async def close(self) -> None:
         """End all connections."""
-        await self._client.aclose()
+        await self._connection.close()
 
     async def request(
         self,
@@ -118,20 +105,23 @@ class Cluster:
             async with self._slots:
                 if method != "GET" and not self._may_write():
                     raise LeaseLost("the lease ran out before something was written; another may lead now")
-                response = await self._client.request(
+                answer = await self._connection.request(
                     method,
                     path,
-                    params=dict(params or {}),
-                    content=json.dumps(body).encode() if body is not None else None,
+                    params=params or {},
+                    body=json.dumps(body).encode() if body is not None else None,
                     headers={"Content-Type": content_type} if body is not None else {},
-                    timeout=httpx2.USE_CLIENT_DEFAULT if timeout_seconds is None else timeout_seconds,
+                    timeout_seconds=timeout_seconds,
                 )
-        except httpx2.HTTPError as error:
-            raise Unreachable(f"{method} {path}: {str(error) or type(error).__name__}") from error
-        if response.is_error:
-            raise _refusal(response)
-        answer: Manifest = response.json()
-        return answer
+        except ConnectionFailed as error:
+            raise Unreachable(f"{method} {path}: {error}") from error
+        if answer.status >= 300:
+            raise _refusal(method, path, answer)
+        try:
+            said: Manifest = json.loads(answer.body)
+        except ValueError as error:
+            raise Unreachable(f"{method} {path}: the answer is not JSON") from error
+        return said
 
     async def apply(self, path: str, body: Mapping[str, Any]) -> Manifest:
         """Apply our fields on the server's side, taking them over from whoever else has them."""
@@ -186,14 +176,14 @@ class Cluster:
         await self.request("POST", f"/api/v1/namespaces/{namespace}/events", event)
 
 
-def _refusal(response: httpx2.Response) -> ClusterError:
+def _refusal(method: str, path: str, answer: Answer) -> ClusterError:
     try:
-        message = str(response.json()["message"])
+        message = str(json.loads(answer.body)["message"])
     except (ValueError, KeyError, TypeError):
-        message = f"status {response.status_code}"
-    sentence = f"{response.request.method} {response.request.url.path}: {message}"
-    if response.status_code == 409:
+        message = f"status {answer.status}"
+    sentence = f"{method} {path}: {message}"
+    if answer.status == 409:
         return Conflict(409, sentence)
-    if response.status_code == 429 or response.status_code >= 500:
+    if answer.status == 429 or answer.status >= 500:
         return Unreachable(sentence)
-    return Refused(response.status_code, sentence)
+    return Refused(answer.status, sentence)

@@ -8,14 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from meritorder_api.reasons import ConditionType, Reason
+from meritorder_api.reasons import NOT_MOUNTED, ConditionType, Reason, without_code
 from meritorder_core.outcome import ConditionReport, Decision
 
 PENDING_SECONDS: Final = 15.0
 """A routing that agents have not yet applied counts as on its way for so long: each change takes a moment."""
 LONGEST_MESSAGE: Final = 1024
-NOT_MOUNTED: Final = (Reason.KEY_NOT_MOUNTED, Reason.CA_NOT_MOUNTED)
-"""With these words agents begin the sentence of a pool that they pass over until something is mounted."""
 
 Conditions = Mapping[ConditionType, ConditionReport]
 
@@ -55,10 +53,9 @@ def programmed_condition(
     if refused:
         return _refused(refused)
     if problems:
-        unmounted = any("mount" in problem for problem in problems)
         return ConditionReport(
             status=False,
-            reason=Reason.KEY_NOT_MOUNTED if unmounted else Reason.BACKEND_NOT_FOUND,
+            reason=_reason_of(programmed.get("problemReasons") or ()),
             message="; ".join(problems),
         )
     if agents == 0:
@@ -85,19 +82,20 @@ def programmed_condition(
     )
 
 
-def _refused(refused: Sequence[Mapping[str, Any]]) -> ConditionReport:
-    """What agents said against their table, what concerns all of it first.
-
-    A sentence that begins with one of `NOT_MOUNTED` is of a pool that is passed over: the table is applied.
+def _reason_of(reasons: Sequence[Any]) -> Reason:
+    """The reason of the first problem. Servers of the minor version before say none: all problems that they
+    know are of backends that they do not find; and a newer one may have a word that is not known here.
     """
+    first = str(reasons[0]) if reasons else ""
+    return Reason(first) if first in list(Reason) else Reason.BACKEND_NOT_FOUND
+
+
+def _refused(refused: Sequence[Mapping[str, Any]]) -> ConditionReport:
+    """What agents said against their table, what concerns all of it first."""
     said: dict[Reason, list[tuple[str, str]]] = {}
     for each in refused:
-        agent, sentence = str(each.get("agent")), str(each.get("reason"))
-        word, _, rest = sentence.partition(": ")
-        if word in NOT_MOUNTED:
-            said.setdefault(Reason(word), []).append((agent, rest))
-        else:
-            said.setdefault(Reason.REFUSED_BY_AGENT, []).append((agent, sentence))
+        lacks, sentence = without_code(str(each.get("reason")), each.get("code"))
+        said.setdefault(lacks or Reason.REFUSED_BY_AGENT, []).append((str(each.get("agent")), sentence))
     reason = next(reason for reason in (Reason.REFUSED_BY_AGENT, *NOT_MOUNTED) if reason in said)
     (agent, sentence), *others = said[reason]
     if reason is Reason.REFUSED_BY_AGENT:

@@ -16,6 +16,8 @@ from meritorder_operator import conditions
 LONGEST_NOTE: Final = 1000
 _QUIET: Final = (Reason.PENDING.value, Reason.NO_TRAFFIC.value, Reason.NO_AGENTS.value)
 """Reasons that come and go in everyday life: seen in the condition, not told."""
+_GROWTH: Final = (Reason.CLEAN_SAMPLES.value, Reason.LIMIT_REACHED_CLEAN.value)
+"""Reasons of a step up, of which chance picks one: whether a slow request was among those that allow it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,9 +51,9 @@ def _newest(status: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _goes_on(latest: Mapping[str, Any], last: Mapping[str, Any]) -> bool:
     """Whether a decision only goes on with what was told: growth goes in many steps, and the first tells."""
-    return latest["action"] == Action.GROW.value and all(
-        latest[name] == last.get(name) for name in ("action", "reason")
-    )
+    if not latest["action"] == last.get("action") == Action.GROW.value:
+        return False
+    return latest["reason"] == last["reason"] or {latest["reason"], last["reason"]} == set(_GROWTH)
 
 
 def _is_news(kind: ConditionType, then: ConditionReport | None, now: ConditionReport) -> bool:

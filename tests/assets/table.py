@@ -48,6 +48,19 @@ class Asset:
         return tuple(self.source.paths if isinstance(self.source, Wheel) else self.source.packages)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Module:
+    """Files of a Go module that tests hand to the real servers."""
+
+    name: str
+    path: str
+    version: str
+    sum: str
+    """As `go.sum` has it."""
+    paths: tuple[str, ...]
+    """Inside the module."""
+
+
 _KUBERNETES = "1.36.3"
 _PROMETHEUS = "3.14.0"
 
@@ -117,6 +130,27 @@ ASSETS = (
         below=(4,),
     ),
 )
+
+MODULES = (
+    Module(
+        name="prometheus-operator-crds",
+        path="github.com/prometheus-operator/prometheus-operator",
+        version="0.93.0",
+        sum="h1:AohlYJT+En8TmNpAcEUJ3GsaJTAqfEBwHmGTVpRm/Io=",
+        paths=tuple(
+            f"example/prometheus-operator-crd/monitoring.coreos.com_{plural}.yaml"
+            for plural in ("podmonitors", "prometheusrules", "servicemonitors")
+        ),
+    ),
+    Module(
+        name="cert-manager-crds",
+        path="github.com/cert-manager/cert-manager",
+        version="1.21.2",
+        sum="h1:UWgoYM+KLNtRlqmoWOKjKBOBUPVHeepQ6/ac3ERJW68=",
+        paths=tuple(f"deploy/crds/cert-manager.io_{plural}.yaml" for plural in ("certificates", "issuers")),
+    ),
+)
+"""Kinds of neighbours that our chart makes objects of."""
 
 GO = Asset(
     name="go",

@@ -79,6 +79,8 @@ def test_a_series_that_is_not_there_is_no_zero() -> None:
         (NONE, True),
         (Check(name="writes", value=1, relation="==", target=0, unit=""), False),
         (Check(name="ratio", value=1.05, relation="<=", target=1.05, unit="times"), True),
+        (Check(name="ratio", value=0.8, relation=">=", target=0.8, unit=""), True),
+        (Check(name="ratio", value=0.79, relation=">=", target=0.8, unit=""), False),
     ],
 )
 def test_a_check_is_met_or_missed(check: Check, passed: bool) -> None:
@@ -105,7 +107,7 @@ def test_machine_facts_name_no_machine() -> None:
 def test_committed_results_have_the_schema() -> None:
     folder = Path(__file__).parents[2] / "bench" / "results"
     paths = sorted(folder.glob("*.json"))
-    assert {path.stem for path in paths} <= {"config-latency", "operator-cost"}
+    assert {path.stem for path in paths} <= {"config-latency", "operator-cost", "router"}
     assert {path.stem for path in paths} == {path.stem for path in folder.glob("*.md")}
     for path in paths:
         body = json.loads(path.read_text())

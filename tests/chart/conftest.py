@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from assets.find import MissingBinary
+from assets.modules import folder_of
 from servers.control_plane import ControlPlane
 from servers.helm import Helm
 from support.addresses import NoAddress
 from support.required import cannot_run
-
-HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="package")
@@ -30,7 +28,11 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
 @pytest.fixture(scope="package")
 def with_neighbours(bare: ControlPlane) -> ControlPlane:
     """With the CRDs of the Prometheus Operator and cert-manager."""
-    bare.apply_crds(HERE / "crds")
+    for name in ("prometheus-operator-crds", "cert-manager-crds"):
+        try:
+            bare.apply_crds(folder_of(name))
+        except MissingBinary as reason:
+            cannot_run(reason)
     return bare
 
 

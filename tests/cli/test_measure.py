@@ -12,7 +12,7 @@ from meritorder_cli.measure import Ring, gather
 from meritorder_cli.readings import Meter
 from meritorder_core.inputs import Missing, PerMillionTokens, ReplicaHour, Sample
 from meritorder_router.agent.embedded import EmbeddedRouter
-from meritorder_router.agent.scrape import Scrape
+from meritorder_router.agent.scrape import Scrape, read
 from support.fakepool import Behaviour, FakePool
 from support.ports import free_ports
 from support.tables import pool, table
@@ -63,6 +63,43 @@ def test_counters_go_on_when_envoy_begins_anew() -> None:
     assert after.answered("cheap") == 107
     later = meter.read(scrape(epoch=2, cheap=(9, 1)), START + 2)
     assert later.buckets(after, "latency", "cheap")[1000.0] == 2
+
+
+def counted_by_class(*parts: tuple[str, int, int, int]) -> str:
+    """An exposition: (class, samples, slow, ms) of pool `cheap`."""
+    return "\n".join(
+        f'envoy_meritorder_{name}{{policy="chat",pool="cheap",class="{size}"}} {value}'
+        for size, total, slow, milliseconds in parts
+        for name, value in (
+            ("samples_total", total),
+            ("samples_slow_total", slow),
+            ("pool_milliseconds_total", milliseconds),
+        )
+    )
+
+
+def test_size_classes_have_counts_of_their_own_and_the_pool_has_all() -> None:
+    spec, meter, ring = a_spec(), Meter(), Ring(a_spec())
+    texts = (
+        counted_by_class(("", 5, 1, 1000)),
+        counted_by_class(("", 5, 1, 1000), ("64", 10, 0, 4000)),
+        counted_by_class(("", 7, 1, 3000), ("64", 10, 0, 4000), ("1024", 4, 3, 9000)),
+    )
+    readings = [meter.read(read(text, epoch=1), START + 2 * i) for i, text in enumerate(texts)]
+    for each in readings:
+        ring.add(each)
+
+    found = gather(spec, ring, last=readings[1], ready={}, now=START + 4).pools["cheap"].observation
+
+    assert isinstance(found, Sample)
+    assert (found.recent.total, found.recent.slow, found.recent.latency_sum_seconds) == (6, 3, 11)
+    assert (found.window.total, found.window.slow) == (16, 3)
+    assert {
+        size: (each.total, each.slow, each.latency_sum_seconds) for size, each in found.classes.items()
+    } == {1024: (4, 3, 9)}
+    found = gather(spec, ring, last=readings[0], ready={}, now=START + 4).pools["cheap"].observation
+    assert isinstance(found, Sample)
+    assert sorted(found.classes) == [64, 1024]
 
 
 def test_failures_are_told_from_clients_that_went_away() -> None:

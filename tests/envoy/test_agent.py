@@ -197,8 +197,14 @@ async def test_serves_without_the_pools_whose_key_or_ca_is_not_mounted_and_says_
                 10,
                 "the sentence about the key",
             )
+            assert server.last.refused_code == "KeyNotMounted"
+            problem = server.last.pools["b"].problem
+            assert problem is not None
+            assert problem.reason == "KeyNotMounted"
             (keys / "b_key").write_text("sk-b")
             await until(lambda: server.last.refused_reason == "", 10, "nothing is lacking")
+            assert server.last.refused_code == ""
+            assert server.last.pools["b"].problem is None
             responses = [await client.post(CHAT, json={}) for _ in range(5)]
             assert {response.status_code for response in responses} == {200}
             assert a.requests == 0

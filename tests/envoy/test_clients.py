@@ -53,6 +53,11 @@ def bearer(token: str) -> dict[str, str]:
     return {"authorization": f"Bearer {token}"}
 
 
+def total(text: str, series: str) -> float:
+    """The sum of a series in an exposition."""
+    return sum(float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(series))
+
+
 async def answers(client: httpx.AsyncClient, token: str, status: int) -> None:
     """Wait until a request with this token is answered so."""
 
@@ -112,6 +117,16 @@ async def test_only_who_shows_a_token_passes_and_no_pool_sees_it(
     }
     assert all("authorization" not in headers for headers in plain.headers)
     assert [headers["authorization"] for headers in keyed.headers] == ["Bearer provider-key"]
+
+    # Who was turned away says nothing of how fast pools are.
+    async with httpx.AsyncClient(base_url=agent.metrics_url) as scrape:
+        passed = plain.requests + keyed.requests
+
+        async def counted() -> bool:
+            text = (await scrape.get("/metrics")).text
+            return total(text, "envoy_meritorder_client_requests_total") == passed
+
+        await until(counted, 10, f"{passed} requests are counted")
 
 
 async def test_a_rotation_acts_at_once_and_cuts_no_stream(

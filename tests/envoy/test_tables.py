@@ -179,6 +179,10 @@ some_pool = st.fixed_dictionaries(
     },
     optional={
         "limit": st.integers(0, 10**9),
+        "classLimits": st.lists(
+            st.fixed_dictionaries({"maxTokens": st.integers(1, 10**6), "limit": st.integers(0, 10**9)}),
+            max_size=9,
+        ),
         "weightPercent": st.integers(0, 100),
         "pathPrefix": st.from_regex(r"/[A-Za-z0-9._~/-]{0,20}", fullmatch=True),
         "model": st.text(min_size=1, max_size=40),
@@ -194,6 +198,7 @@ some_table = st.builds(
     st.lists(some_pool, min_size=1, max_size=5),
     fill=st.sampled_from(["Fill", "Split"]),
     shed=st.booleans(),
+    sizeClasses=st.booleans(),
     sla=st.fixed_dictionaries(
         {
             "metric": st.sampled_from(["EndToEndLatency", "TimeToFirstToken", "TimePerOutputToken"]),
@@ -273,7 +278,7 @@ async def test_does_not_start_with_a_table_that_envoy_rejects(
     (listen,) = free_ports(1)
     router = EmbeddedRouter(listen=f"127.0.0.1:{listen}", directory=tmp_path / "r")
     router.prepare()
-    monkeypatch.setattr("meritorder_router.render.routes.choice_script", lambda *_: "not Lua")
+    monkeypatch.setattr("meritorder_router.render.routes.choice_script", lambda *_, **__: "not Lua")
     await router.apply(table([pool(await start_pool("a")), pool(await start_pool("b"))]))
 
     with pytest.raises(CannotStart, match=r"Envoy refuses the routing table: .*rds\.json"):
@@ -288,7 +293,7 @@ async def test_takes_back_what_envoy_rejects(
     a, b = await start_pool("a"), await start_pool("b")
     assert isinstance(await router.apply(table([pool(a), pool(b)])), Applied)
     # No table that passes the checks is known to be rejected, so the renderer is made to stumble.
-    monkeypatch.setattr("meritorder_router.render.routes.choice_script", lambda *_: "not Lua")
+    monkeypatch.setattr("meritorder_router.render.routes.choice_script", lambda *_, **__: "not Lua")
 
     result = await router.apply(table([pool(b), pool(a)], sequence=2))
 

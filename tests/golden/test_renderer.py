@@ -72,11 +72,26 @@ SESSIONS = table(
     timeouts={"responseHeadersSeconds": 30, "streamIdleSeconds": 60, "hedgeMilliseconds": 800},
     requests={"headers": ["x-meritorder-session", "x-meritorder-priority"]},
 )
+CLASSES = table(
+    [
+        {
+            "name": "l40s",
+            "limit": 16,
+            "classLimits": [{"maxTokens": 128, "limit": 48}, {"maxTokens": 512, "limit": 0}],
+            "endpoints": [server("10.0.0.2")],
+        },
+        {"name": "h100", "endpoints": [server("10.0.2.1")]},
+    ],
+    target=8000,
+    sizeClasses=True,
+    requests={"headers": ["x-meritorder-priority"]},
+)
 CASES = {
     "empty": {BOOTSTRAP: render_bootstrap(PLACE, None), **render_empty(PLACE).all()},
     "plain": {BOOTSTRAP: render_bootstrap(PLACE, PLAIN.sla), **render(PLACE, PLAIN).all()},
     "full": {BOOTSTRAP: render_bootstrap(PLACE, FULL.sla), **render(PLACE, FULL, dead={"l40s"}).all()},
     "sessions": {BOOTSTRAP: render_bootstrap(PLACE, SESSIONS.sla), **render(PLACE, SESSIONS).all()},
+    "classes": {BOOTSTRAP: render_bootstrap(PLACE, CLASSES.sla), **render(PLACE, CLASSES).all()},
 }
 
 
@@ -119,6 +134,13 @@ def test_changes_no_cluster_when_limits_order_of_pools_target_and_endpoints_chan
 
     assert render(PLACE, changed).cds == render(PLACE, PLAIN).cds
     assert render(PLACE, changed).rds != render(PLACE, PLAIN).rds
+
+
+def test_changes_nothing_for_class_limits_where_the_policy_has_no_size_classes() -> None:
+    pools = PLAIN.dump()["pools"]
+    limited = [pools[0] | {"classLimits": [{"maxTokens": 128, "limit": 9}]}, *pools[1:]]
+
+    assert render(PLACE, table(limited, target=2000)).rds == render(PLACE, PLAIN).rds
 
 
 def test_changes_no_cluster_of_requests_without_a_session_when_sessions_begin_to_act() -> None:

@@ -318,8 +318,46 @@ def test_a_transition_is_dated_only_when_the_status_flips() -> None:
             "RefusedByAgent",
             "agent b refused its table: bad pool",
         ),
+        (
+            programmed(
+                refused=[
+                    {"agent": "a", "code": "KeyNotMounted", "reason": "KeyNotMounted: pool `h100`: no key"},
+                    {"agent": "b", "code": "KeyNotMounted", "reason": "pool `h100`: no key"},
+                ]
+            ),
+            "False",
+            "KeyNotMounted",
+            "agent a: pool `h100`: no key; 1 more said so",
+        ),
+        (
+            programmed(refused=[{"agent": "a", "code": "WordOfNextYear", "reason": "something new"}]),
+            "False",
+            "RefusedByAgent",
+            "agent a refused its table: something new",
+        ),
         (programmed(problems=["pool `l40s`: no Service `x`"]), "False", "BackendNotFound", "no Service"),
-        (programmed(problems=["key `k` is not mounted"]), "False", "KeyNotMounted", "not mounted"),
+        # What a sentence is about is told beside it: names in it may have any word.
+        (
+            programmed(problems=["pool `l40s`: Service `mount` not found"]),
+            "False",
+            "BackendNotFound",
+            "`mount`",
+        ),
+        (
+            programmed(
+                problems=["pool `ext`: its certificate has expired", "pool `l40s`: no Service `x`"],
+                problemReasons=["CertificateRefused", "BackendNotFound"],
+            ),
+            "False",
+            "CertificateRefused",
+            "has expired; pool `l40s`",
+        ),
+        (
+            programmed(problems=["something new"], problemReasons=["WordOfNextYear"]),
+            "False",
+            "BackendNotFound",
+            "something new",
+        ),
     ],
 )
 def test_programmed_says_what_agents_applied(
@@ -468,17 +506,20 @@ def test_tells_each_change_once() -> None:
 
 
 def test_growth_in_many_steps_is_told_once() -> None:
-    def grown(limit: float, before: dict[str, Any]) -> dict[str, Any]:
-        grow = a_decision(
-            action=Action.GROW, reason=Reason.CLEAN_SAMPLES, plan=a_plan(limit), message=f"to {limit}"
-        )
+    def grown(limit: float, before: dict[str, Any], reason: Reason = Reason.CLEAN_SAMPLES) -> dict[str, Any]:
+        grow = a_decision(action=Action.GROW, reason=reason, plan=a_plan(limit), message=f"to {limit}")
         return compose(grow, previous=before)
 
     first = compose()
     one, two = grown(20, first), grown(24, grown(20, first))
+    three = grown(28, two, Reason.LIMIT_REACHED_CLEAN)
+    four = grown(30, three)
 
     assert told(first, one) == [("CleanSamples", False)]
-    assert told(one, two) == []
+    assert told(one, two) == told(two, three) == told(three, four) == []
+
+    back = grown(64, four, Reason.RECOVERED)
+    assert told(four, back) == [("Recovered", False)]
 
 
 def test_everyday_changes_are_not_told() -> None:

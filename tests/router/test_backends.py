@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from meritorder_api.policy import InferencePolicySpec
+from meritorder_api.reasons import Reason
 from meritorder_api.table import TableEndpoint, TableTLS
 from meritorder_router.server.backends import (
     Endpoint,
@@ -104,7 +105,7 @@ def test_a_dual_stack_service_counts_each_replica_once() -> None:
     ],
 )
 def test_what_cannot_be_resolved_is_said_in_a_sentence(found: Resolved, problem: str) -> None:
-    assert found.problems == (problem,)
+    assert (found.problems, found.reasons) == ((problem,), (Reason.BACKEND_NOT_FOUND,))
     assert found.ready == {"l40s": 0}
 
 
@@ -165,6 +166,7 @@ def test_hosts_inside_are_refused_unless_allowed(host: str) -> None:
     found = hosts({"host": host, "port": 80})
     assert found.backends["l40s"].endpoints == ()
     assert found.problems == (f"pool `l40s`: host `{host}` is refused: {why}",)
+    assert found.reasons == (Reason.NOT_ALLOWED,)
 
 
 @pytest.mark.parametrize(

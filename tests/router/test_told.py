@@ -1,8 +1,10 @@
 """What a server tells of its agents: who applied what, who is silent, and nothing while nothing changes."""
 
 import asyncio
+import json
 import signal
 import time
+from typing import Any
 
 from servers.pods import delete_pod
 from servers.router_server import Agent, Policy, StartAgent, StartServer, settle
@@ -44,8 +46,42 @@ async def test_the_status_says_what_was_applied_refused_and_cannot_be_resolved(
     await until(told, 12, "the problem is told")
     programmed = policy.programmed()
     assert programmed["problems"] == ["pool `l40s`: Service `chat-l40s` not found in this namespace"]
+    assert programmed["problemReasons"] == ["BackendNotFound"]
     assert programmed["refused"] == [{"agent": "pod-2", "reason": "pool `x` has no endpoint"}]
     assert programmed["ready"] == {"h100": 1, "l40s": 0}
+
+
+async def test_what_a_newer_agent_says_more_is_taken_and_its_reasons_are_told(
+    policy: Policy, serve: StartServer, agent: StartAgent
+) -> None:
+    one, two = await two_agents(policy, serve, agent)
+    lacks = "KeyNotMounted: pool `h100`: its API key is not mounted in this pod; restart the pod"
+    problem = {"reason": "CertificateRefused", "message": "the certificate has expired", "since": 7}
+    report: dict[str, Any] = one.say().dump() | {
+        "agentVersion": "99.0.0",
+        "uptimeSeconds": 12,
+        "refusedRevision": "sha256:t",
+        "refusedReason": lacks,
+        "refusedCode": "KeyNotMounted",
+    }
+    report["pools"]["l40s"] |= {"problem": problem, "classes": {"128": 3}}
+
+    async def told() -> bool:
+        answer = await one.client.post(
+            f"{one.server.url}/v1/report",
+            content=json.dumps(report),
+            headers={"Authorization": f"Bearer {one.token}"},
+        )
+        assert answer.status_code == 204
+        await two.turn()
+        return bool(policy.programmed()["problems"] and policy.programmed()["refused"])
+
+    await until(told, 12, "the reasons are told")
+    programmed = policy.programmed()
+    assert programmed["refused"] == [{"agent": "pod-1", "code": "KeyNotMounted", "reason": lacks}]
+    assert programmed["problems"] == ["pool `l40s`: the certificate has expired (some agents)"]
+    assert programmed["problemReasons"] == ["CertificateRefused"]
+    assert programmed["applied"] == 2
 
 
 async def test_at_rest_nothing_is_written_but_the_lease(

@@ -6,38 +6,8 @@ from pathlib import Path
 
 from servers.control_plane import ControlPlane
 from servers.pki import Authority
-from servers.pods import create_pod
-from servers.router_server import Policy, Server, StartServer
-from support.agents import AgentProcess
+from servers.router_server import Policy, StartServer, start_agent
 from support.waiting import until
-
-
-def start_agent(
-    control_plane: ControlPlane, policy: Policy, servers: list[Server], folder: Path, pod: str, ca: Path
-) -> AgentProcess:
-    namespace = policy.namespace
-    create_pod(control_plane, namespace, pod, annotations={"meritorder.dev/policy": policy.name})
-    folder = folder / pod
-    folder.mkdir()
-    token = folder / "token"
-    token.write_text(control_plane.token_for(namespace, "default", audiences=["meritorder"], pod=pod))
-    agent = AgentProcess(
-        folder,
-        *(part for server in servers for part in ("--server-url", server.url)),
-        *(
-            "--ca-file",
-            str(ca),
-            "--token-file",
-            str(token),
-            "--policy",
-            policy.name,
-            "--namespace",
-            namespace,
-        ),
-        *("--grace-seconds", "0.5"),
-    )
-    agent.start()
-    return agent
 
 
 async def test_real_agents_apply_what_two_servers_hand_out(
@@ -47,8 +17,8 @@ async def test_real_agents_apply_what_two_servers_hand_out(
     names = ("server-1", "server-2")
     first, second = (serve(name, peers=names) for name in names)
     ca = authority.certificate
-    one = start_agent(control_plane, policy, [first], tmp_path, "pod-1", ca)
-    two = start_agent(control_plane, policy, [second], tmp_path, "pod-2", ca)
+    one = start_agent(control_plane, policy, [first.url], tmp_path, "pod-1", ca)
+    two = start_agent(control_plane, policy, [second.url], tmp_path, "pod-2", ca)
     try:
 
         def applied(sequence: int) -> bool:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -25,7 +26,7 @@ def token_user(token: str) -> dict[str, str]:
 
 
 def write_kubeconfig(
-    path: Path, *, server: str, authority: Path, user: Mapping[str, str], namespace: str = "default"
+    path: Path, *, server: str, authority: Path, user: Mapping[str, Any], namespace: str = "default"
 ) -> Path:
     cluster = {"server": server, "certificate-authority-data": _inline(authority)}
     context = {"cluster": "meritorder-test", "user": "user", "namespace": namespace}

@@ -75,8 +75,10 @@ class Authority:
         self.certificate.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
         self.key = write_private(folder / f"{name}.key", private_pem(self._key))
 
-    def _builder(self, subject: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
-        now = datetime.datetime.now(datetime.UTC)
+    def _builder(
+        self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, *, expired: bool = False
+    ) -> x509.CertificateBuilder:
+        now = datetime.datetime.now(datetime.UTC) - (2 * _VALIDITY if expired else datetime.timedelta())
         return (
             x509.CertificateBuilder()
             .subject_name(subject)
@@ -99,6 +101,7 @@ class Authority:
         *,
         organizations: Sequence[str] = (),
         names: Sequence[str] = (),
+        expired: bool = False,
     ) -> KeyPair:
         """Issue a certificate for a client, or for a server when it has names (DNS or IP)."""
         key = new_key()
@@ -106,7 +109,7 @@ class Authority:
         subject = x509.Name([*parts, x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
         purpose = ExtendedKeyUsageOID.SERVER_AUTH if names else ExtendedKeyUsageOID.CLIENT_AUTH
         builder = (
-            self._builder(subject, key)
+            self._builder(subject, key, expired=expired)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_usage(ca=False), critical=True)
             .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)

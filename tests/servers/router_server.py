@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
 
 from meritorder_api.table import AgentReport, PoolSeen, RoutingTable, TablePolicy
 from servers.control_plane import ControlPlane
-from servers.pods import create_service, set_endpoints
+from servers.pods import create_pod, create_service, set_endpoints
+from support.agents import AgentProcess
 from support.processes import Child
 from support.waiting import until
 
@@ -191,6 +193,26 @@ async def settle(
         return calm >= 3
 
     await until(once, deadline_seconds, f"slices add up to {total}", interval_seconds=0.3)
+
+
+def start_agent(
+    control_plane: ControlPlane, policy: Policy, urls: Sequence[str], folder: Path, pod: str, ca: Path
+) -> AgentProcess:
+    """Start a real agent with its Envoy for a pod that names the policy; `urls` are its servers."""
+    namespace = policy.namespace
+    create_pod(control_plane, namespace, pod, annotations={"meritorder.dev/policy": policy.name})
+    folder = folder / pod
+    folder.mkdir()
+    token = folder / "token"
+    token.write_text(control_plane.token_for(namespace, "default", audiences=["meritorder"], pod=pod))
+    agent = AgentProcess(
+        folder,
+        *(part for url in urls for part in ("--server-url", url)),
+        *("--ca-file", str(ca), "--token-file", str(token)),
+        *("--policy", policy.name, "--namespace", namespace, "--grace-seconds", "0.5"),
+    )
+    agent.start()
+    return agent
 
 
 StartServer = Callable[..., Server]

@@ -1,7 +1,8 @@
 """A TCP proxy that can be cut: takes one client's way to a server while all others keep theirs.
 
 Cut, it drops what is open and refuses what is new, as when a server dies. Stalled, it keeps connections
-open and moves nothing, as when a network swallows packets.
+open and moves nothing, as when a network swallows packets; or it loses only those that are open, as when a
+device on the way forgot them.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ class TcpProxy:
         self.port = free_port()
         self._whole = threading.Event()
         self._flowing = threading.Event()
+        self._lost: set[tuple[socket.socket, socket.socket]] = set()
+        self._ended = threading.Event()
         self._pairs: set[tuple[socket.socket, socket.socket]] = set()
         self._lock = threading.Lock()
         self._listener: socket.socket | None = None
@@ -43,11 +46,13 @@ class TcpProxy:
         self.stop()
 
     def start(self) -> Self:
+        self._ended.clear()
         self._flowing.set()
         self.heal()
         return self
 
     def stop(self) -> None:
+        self._ended.set()
         self.cut()
 
     def heal(self) -> None:
@@ -82,6 +87,12 @@ class TcpProxy:
     def stall(self) -> None:
         """Keep everything open and move nothing."""
         self._flowing.clear()
+
+    def lose(self) -> int:
+        """Move nothing more over what is open, and say how many that are; what is new passes."""
+        with self._lock:
+            self._lost |= self._pairs
+            return len(self._lost)
 
     def _accept(self, listener: socket.socket) -> None:
         while True:
@@ -119,6 +130,9 @@ class TcpProxy:
             while True:
                 for key, _ in selector.select():
                     self._flowing.wait()
+                    if (client, server) in self._lost:
+                        self._ended.wait()
+                        return
                     source, sink = ways[key.fd]
                     try:
                         chunk = source.recv(_CHUNK)

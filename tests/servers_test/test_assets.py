@@ -11,7 +11,8 @@ import pytest
 
 from assets.find import MissingBinary, cached_binary, find, look, version_of
 from assets.get import LOCK_FILE, CannotGet, get, locked
-from assets.table import ASSETS, GO, GoBuild, Wheel, asset_of
+from assets.modules import folder_of, get_files
+from assets.table import ASSETS, GO, MODULES, GoBuild, Wheel, asset_of
 from support.required import cannot_run
 
 ROOT = Path(__file__).parents[2]
@@ -124,6 +125,28 @@ def test_failed_build_leaves_nothing_and_shows_what_go_said(bare_machine: Path) 
     assert look("kube-apiserver") is None
 
 
+def test_files_of_a_module_with_another_checksum_are_not_taken(bare_machine: Path) -> None:
+    """Whatever it was exchanged for: nothing of it reaches the cache."""
+    answer = '{"Dir": "/", "Sum": "h1:other"}'
+    program = pretend(bare_machine, "go", "go version go1.26.0 linux/amd64")
+    program.write_text(f"#!/bin/sh\n[ \"$1\" = version ] && {{ echo go1.26.0; exit; }}\necho '{answer}'\n")
+    with pytest.raises(
+        CannotGet, match=r"cert-manager@v1\.\d+\.\d+ has the checksum h1:other; it must be h1:"
+    ):
+        get_files(MODULES[1])
+    with pytest.raises(MissingBinary, match="run: make assets"):
+        folder_of("cert-manager-crds")
+
+
+def test_files_of_modules_are_what_the_table_says() -> None:
+    for module in MODULES:
+        try:
+            folder = folder_of(module.name)
+        except MissingBinary as reason:
+            cannot_run(reason)
+        assert sorted(path.name for path in folder.iterdir()) == sorted(Path(p).name for p in module.paths)
+
+
 def test_every_wheel_of_the_table_is_locked_with_hashes() -> None:
     for asset in (*ASSETS, GO):
         if isinstance(asset.source, Wheel):
@@ -149,7 +172,8 @@ def test_unknown_asset_is_refused_in_one_sentence() -> None:
     )
     assert (done.returncode, done.stderr) == (
         2,
-        "unknown asset 'kubernets': must be one of etcd, kubectl, helm, kubernetes, prometheus\n",
+        "unknown asset 'kubernets': must be one of etcd, kubectl, helm, kubernetes, prometheus, "
+        "prometheus-operator-crds, cert-manager-crds\n",
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from support.ports import free_ports
@@ -16,11 +17,13 @@ ROOT = Path(__file__).parents[2]
 class AgentProcess(Child):
     """One container's worth of processes, without the container."""
 
-    def __init__(self, directory: Path, *options: str) -> None:
+    def __init__(self, directory: Path, *options: str, within: Sequence[str | Path] = ()) -> None:
+        """`within`: a command that runs it, and becomes it."""
         self.listen, self.metrics = free_ports(2)
         self.state = directory / "s"
         super().__init__(
             [
+                *within,
                 sys.executable,
                 "-m",
                 "meritorder_router",

@@ -46,6 +46,8 @@ class FakePool:
     behaviour: Behaviour = field(default_factory=Behaviour)
     requests: int = 0
     health_checks: int = 0
+    health_hosts: set[str] = field(default_factory=set)
+    """The Hosts that health checks asked for."""
     in_flight: int = 0
     most_in_flight: int = 0
     headers: list[dict[str, str]] = field(default_factory=list)
@@ -54,6 +56,8 @@ class FakePool:
     tls: ssl.SSLContext | None = None
     keep: bool = False
     """Keep headers, paths and bodies of all requests."""
+    gate: asyncio.Event | None = None
+    """Requests wait for it before they are answered."""
     _runner: web.AppRunner | None = None
 
     async def __aenter__(self) -> Self:
@@ -90,6 +94,7 @@ class FakePool:
 
     async def _health(self, request: web.Request) -> web.Response:
         self.health_checks += 1
+        self.health_hosts.add(request.host)
         return web.Response(status=self.behaviour.health_status)
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
@@ -108,9 +113,11 @@ class FakePool:
             self.paths.append(request.path_qs)
             self.bodies.append(body)
         behaviour = self.behaviour
+        if self.gate is not None:
+            await self.gate.wait()
         try:
             asked = json.loads(body) if body else {}
-        except ValueError:
+        except (ValueError, RecursionError):
             asked = {}
         stream = isinstance(asked, dict) and asked.get("stream") is True
         if behaviour.kind == "reset":

@@ -24,6 +24,7 @@ import httpx
 from meritorder_api.table import RoutingTable
 from meritorder_router.agent.admin import Admin, Unreachable
 from meritorder_router.agent.envoy_log import FLUSH_MILLISECONDS, EnvoyLog
+from meritorder_router.agent.inotify import room_for
 from meritorder_router.agent.mounted import Mounted
 from meritorder_router.agent.mounted import look as look_at_mounted
 from meritorder_router.agent.validate import Refused, parse
@@ -43,6 +44,9 @@ from meritorder_router.render.place import BOOTSTRAP, Place
 log = logging.getLogger("meritorder.agent")
 
 LAST_GOOD = "last-good.json"
+ENDED_SECONDS = 5.0
+"""An Envoy that is started again answers within a second, unless it ends over its files each time."""
+ENDED = "Envoy ended with this table and did not come up again; it runs with the table before"
 
 _VERSION_STATS: Mapping[str, str] = {
     CDS: "cluster_manager.cds",
@@ -102,6 +106,15 @@ def _union(old: bytes, new: bytes) -> bytes:
     ).encode()
 
 
+def _more_watched(old: bytes | None, new: bytes) -> int:
+    """How many more files Envoy will watch: one per cluster that has its endpoints in a file."""
+
+    def names(cds: bytes) -> set[str]:
+        return {cluster["name"] for cluster in json.loads(cds)["resources"] if cluster.get("type") == "EDS"}
+
+    return len(names(new) - (names(old) if old is not None else set()))
+
+
 class Applier:
     """Keeps one Envoy's files in step with the table in force."""
 
@@ -126,6 +139,8 @@ class Applier:
         self._lock = asyncio.Lock()
         self._touched: set[str] = set()
         self._seen: Mapping[str, int | str] = {}
+        self._fatal: set[str] = set()
+        """Revisions of tables with which Envoy ended and did not come up: they are not tried again."""
 
     async def close(self) -> None:
         await self.admin.close()
@@ -140,8 +155,12 @@ class Applier:
             table = parse(last)
             if isinstance(table, Refused):
                 log.warning(f"the last table kept on disk is refused: {table.reason}")
-            else:
+            elif table.seal().table_revision == table.table_revision:
                 self.current = table
+            else:
+                # An agent of another version kept it, without fields that it did not know: it serves, and is
+                # asked for again.
+                self.current = table.model_copy(update={"table_revision": ""})
         if self.current is None:
             files = render_empty(self.place)
         else:
@@ -176,12 +195,16 @@ class Applier:
         async with self._lock:
             if self.current is not None and table.table_revision == self.current.table_revision:
                 return Applied(table=table, changed=False)
+            if table.table_revision in self._fatal:
+                return Refused(reason=ENDED, revision=table.table_revision, sequence=table.sequence)
             mounted = look_at_mounted(self.place.keys, table, self.mounted)
             # What was only not mounted may be well: it is for the next look to say.
             ill = (self.dead - self.mounted.lacking.keys()) & {pool.name for pool in table.pools}
             dead = ill | mounted.lacking.keys()
             refused = await self._switch(self._render(table, dead, mounted))
             if refused is not None:
+                if refused == ENDED:
+                    self._fatal.add(table.table_revision)
                 return Refused(reason=refused, revision=table.table_revision, sequence=table.sequence)
             self.current, self.dead, self.mounted = table, dead, mounted
             self._write(LAST_GOOD, table.to_json())
@@ -211,9 +234,14 @@ class Applier:
         """Replace the files; return why Envoy refused them, after putting the old ones back."""
         before = {name: self._read(name) for name in files.all()}
         old_cds = before[CDS]
+        first_cds = files.cds if old_cds is None else _union(old_cds, files.cds)
+        if first_cds != old_cds and not room_for(more := _more_watched(old_cds, first_cds)):
+            return (
+                f"Envoy would have to watch {more} more files, and its user's inotify instances are used up "
+                "on this node; raise fs.inotify.max_user_instances there"
+            )
         for name, content in files.endpoints.items():
             self._write(name, content)
-        first_cds = files.cds if old_cds is None else _union(old_cds, files.cds)
         reason: str | None = None
         if first_cds != old_cds:
             reason = await self._step({CDS: first_cds})
@@ -257,11 +285,20 @@ class Applier:
         loop = asyncio.get_running_loop()
         end = loop.time() + self._wait_seconds
         pause = 0.002
+        gone_at: float | None = None
         while True:
             try:
                 seen = await self.admin.stats(_WATCHED)
             except Unreachable:
-                return None  # It does not run: it starts from these files.
+                if not self._seen:
+                    return None  # It does not run yet: it starts from these files.
+                # It ended just now, or over these files: it is started again, and shows which.
+                gone_at = loop.time() if gone_at is None else gone_at
+                if loop.time() - gone_at >= ENDED_SECONDS:
+                    return ENDED
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, 0.05)
+                continue
             before, self._seen = self._seen, seen
             if int(seen.get("server.uptime", 0)) < int(before.get("server.uptime", 0)):
                 before = {}  # Another process: its counters began at 0.

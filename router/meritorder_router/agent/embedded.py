@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Self
 
-from meritorder_api.table import RoutingTable, TableSLA
+from meritorder_api.table import PoolProblem, RoutingTable, TableSLA
 from meritorder_router.agent.admin import Admin, Unreachable
 from meritorder_router.agent.applier import Applied, Applier
 from meritorder_router.agent.envoy import (
@@ -83,6 +83,7 @@ class EmbeddedRouter:
         self._binary = envoy
         self._keys = keys
         self._applier: Applier | None = None
+        self._watcher: Watcher | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._directory: Path | None = None
@@ -115,8 +116,10 @@ class EmbeddedRouter:
         return self._running().dead
 
     @property
-    def lacking(self) -> Mapping[str, str]:
-        """A sentence per pool whose key or CA certificates are not mounted."""
+    def problems(self) -> Mapping[str, PoolProblem]:
+        """By pool: why nothing is sent there, as far as it is known."""
+        if self._watcher is not None:
+            return self._watcher.problems
         return self._running().mounted.lacking
 
     @property
@@ -191,9 +194,10 @@ class EmbeddedRouter:
         except BaseException:
             await self.stop()
             raise
+        self._watcher = Watcher(applier, chance=random.Random())
         self._tasks = [
             asyncio.create_task(self._keep(command), name="envoy-keeper"),
-            asyncio.create_task(Watcher(applier, chance=random.Random()).run(), name="envoy-watcher"),
+            asyncio.create_task(self._watcher.run(), name="envoy-watcher"),
         ]
 
     def _log_path(self) -> Path:

@@ -1,20 +1,20 @@
 """What pools need of the mounted directory (`--key-dir`): API keys, and the CA certificates of their TLS.
 
-A pool whose file is not there, or holds no certificates, is passed over and told of; the others serve. Keys
-are only looked for, Envoy reads them per request; CA certificates are read here and go into Envoy's files,
-so that a file that cannot serve is one pool's trouble and not the whole table's.
+A pool whose file is not there, or holds no key or certificates, is passed over and told of; the others serve.
+Keys are only looked at and not kept, Envoy reads them per request; CA certificates are read here and go into
+Envoy's files, so that a file that cannot serve is one pool's trouble and not the whole table's.
 """
 
-import os
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePath
 
 from meritorder_api.reasons import Reason
-from meritorder_api.table import RoutingTable
+from meritorder_api.table import PoolProblem, RoutingTable
 
 LARGEST = 1024 * 1024
+LONGEST_KEY = 16 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,29 +23,42 @@ class Mounted:
 
     authorities: Mapping[str, str] = field(default_factory=dict)
     """PEM by the name of its file."""
-    lacking: Mapping[str, str] = field(default_factory=dict)
-    """A sentence per pool that cannot be served without what is missing; it begins with its reason."""
+    lacking: Mapping[str, PoolProblem] = field(default_factory=dict)
+    """By pool: why it cannot be served without what is missing."""
 
 
 def look(directory: PurePath | None, table: RoutingTable, before: Mounted) -> Mounted:
     """See what is mounted now of what the table's pools need; what is as `before` is not checked again."""
     authorities: dict[str, str] = {}
-    lacking: dict[str, str] = {}
+    lacking: dict[str, PoolProblem] = {}
     for pool in table.pools:
         name = pool.tls.ca_file if pool.tls is not None and pool.tls.ca is None else None
         if name is not None:
             found = _certificates(directory, name, before.authorities.get(name))
             if isinstance(found, _Lacking):
-                lacking[pool.name] = f"{Reason.CA_NOT_MOUNTED}: pool `{pool.name}`: {found.sentence}"
+                lacking[pool.name] = PoolProblem(reason=Reason.CA_NOT_MOUNTED, message=found.sentence)
             else:
                 authorities[name] = found
-        key = pool.api_key_file
-        if key is not None and (directory is None or not os.access(directory / key, os.R_OK)):
-            lacking[pool.name] = (
-                f"{Reason.KEY_NOT_MOUNTED}: pool `{pool.name}`: its API key is not mounted in this pod; "
-                "restart the pod"
-            )
+        if pool.api_key_file is not None:
+            wrong = _key(directory, pool.api_key_file)
+            if wrong is not None:
+                lacking[pool.name] = PoolProblem(reason=Reason.KEY_NOT_MOUNTED, message=wrong)
     return Mounted(authorities=authorities, lacking=lacking)
+
+
+def _key(directory: PurePath | None, name: str) -> str | None:
+    """What is wrong with the file of a key, by the same rule as where it is used (`render.egress`)."""
+    missing = "its API key is not mounted in this pod; restart the pod"
+    if directory is None:
+        return missing
+    try:
+        with open(directory / name, "rb") as file:
+            key = file.readline(LONGEST_KEY).strip()
+    except OSError:
+        return missing
+    if not key or not all(33 <= byte <= 126 for byte in key):
+        return f"the file of its API key (`{name[:80]}`) holds no key in its first line; mend the Secret"
+    return None
 
 
 @dataclass(frozen=True, slots=True)

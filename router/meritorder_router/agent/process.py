@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from meritorder_api.table import AgentReport, RoutingTable, TablePolicy
+from meritorder_api.table import AgentReport, PoolSeen, RoutingTable, TablePolicy
 from meritorder_router.agent.applier import Applier
 from meritorder_router.agent.clients import Clients
 from meritorder_router.agent.envoy import trusted_certificates
@@ -151,11 +151,15 @@ class Agent:
                 self._refuse(Refused(reason=f"PolicyGone: {gone}"[:300]))
             else:
                 self.telemetry.contact = time.time()
-                delay = least
                 if found is None or await self._take(found.content):
+                    delay = least
                     self._clear_refusal()
                 else:
                     skipped = self._refused.revision
+                    if not skipped:
+                        # Whoever gave it cannot be told that it is not wanted, and gives it at once again.
+                        await self._pause(delay)
+                        delay = min(delay * 2, most)
                 continue
             await self._pause(delay)
             delay = min(delay * 2, most)
@@ -210,10 +214,14 @@ class Agent:
         )
         refused = self._refused
         lacking = self.applier.mounted.lacking
+        code = ""
         if table is not None and lacking and not refused.reason:
             # The table is in force, without these pools.
+            first = min(lacking)
+            code = lacking[first].reason
             more = f" (and {len(lacking) - 1} more)" if len(lacking) > 1 else ""
-            refused = Refused(reason=lacking[min(lacking)] + more, revision=table.table_revision)
+            sentence = f"{code}: pool `{first}`: {lacking[first].message}{more}"
+            refused = Refused(reason=sentence, revision=table.table_revision)
         return AgentReport(
             agent_version=self._settings.version,
             policy=policy,
@@ -221,9 +229,17 @@ class Agent:
             applied_revision=table.table_revision if table is not None else "",
             refused_revision=refused.revision,
             refused_reason=refused.reason,
+            refused_code=code,
             offered_load=self.watcher.load.offered(),
-            pools=self.watcher.load.pools(table) if table is not None else {},
+            pools=self._pools(table) if table is not None else {},
         )
+
+    def _pools(self, table: RoutingTable) -> dict[str, PoolSeen]:
+        problems = self.watcher.problems
+        return {
+            name: seen.model_copy(update={"problem": problems.get(name)})
+            for name, seen in self.watcher.load.pools(table).items()
+        }
 
     async def _tell(self) -> None:
         """Report a change soon, and otherwise every few seconds; never more than about once a second."""

@@ -12,8 +12,18 @@ from meritorder_api import metric_names as names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ClassCounters:
+    """One size class's part of a pool's totals; times in ms."""
+
+    samples: int = 0
+    samples_slow: int = 0
+    pool_milliseconds: int = 0
+    completion_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PoolCounters:
-    """One pool's totals; times in ms."""
+    """One pool's totals, over all size classes; times in ms."""
 
     samples: int = 0
     samples_slow: int = 0
@@ -26,6 +36,8 @@ class PoolCounters:
     latency_buckets: Mapping[float, int] = field(default_factory=dict)
     """Cumulative counts by upper bound in ms; `inf` is all."""
     ttft_buckets: Mapping[float, int] = field(default_factory=dict)
+    classes: Mapping[int, ClassCounters] = field(default_factory=dict)
+    """By the most tokens of the class; those of which something was counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +82,7 @@ _BUCKETS: Mapping[str, str] = {names.LATENCY_BUCKET: "latency_buckets", names.TT
 def read(text: str, *, epoch: int) -> Scrape:
     """Read an exposition of Envoy's."""
     counts: dict[str, dict[str, int]] = {}
+    classes: dict[str, dict[int, dict[str, int]]] = {}
     buckets: dict[str, dict[str, dict[float, int]]] = {}
     requests: dict[tuple[str, str, str], int] = {}
     client = {names.CLIENT_REQUESTS: 0, names.CLIENT_SLOW: 0}
@@ -84,10 +97,14 @@ def read(text: str, *, epoch: int) -> Scrape:
             continue
         elif name in _COUNTS:
             counted, what = counts.setdefault(pool, {}), _COUNTS[name]
-            if name == names.IN_FLIGHT:  # Requests with a session have a series of their own.
+            # There are series of their own for size classes and, of gauges, for requests with a session.
+            if name != names.ENDPOINTS_HEALTHY:
                 counted[what] = counted.get(what, 0) + int(value)
             elif names.LABEL_AFFINITY not in labels:
                 counted[what] = int(value)
+            size = labels.get(names.LABEL_CLASS, "")
+            if size.isdecimal():
+                classes.setdefault(pool, {}).setdefault(int(size), {})[what] = int(value)
         elif name in _BUCKETS:
             of_pool = buckets.setdefault(pool, {}).setdefault(_BUCKETS[name], {})
             of_pool[float(labels["le"])] = int(value)
@@ -101,6 +118,7 @@ def read(text: str, *, epoch: int) -> Scrape:
                 **of_pool,
                 latency_buckets=buckets.get(pool, {}).get("latency_buckets", {}),
                 ttft_buckets=buckets.get(pool, {}).get("ttft_buckets", {}),
+                classes={size: ClassCounters(**part) for size, part in sorted(classes.get(pool, {}).items())},
             )
             for pool, of_pool in sorted(counts.items())
         },

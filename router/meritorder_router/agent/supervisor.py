@@ -134,6 +134,10 @@ def active_requests(path: str) -> int | None:
     return int(found[1]) if found else 0
 
 
+def _shown(active: int | None) -> str:
+    return "requests" if active is None else f"{active} requests"
+
+
 class Supervisor:
     """Two children and what happens to them."""
 
@@ -248,14 +252,15 @@ class Supervisor:
         while True:
             active = active_requests(self._admin)
             spent = self._clock() - began
-            if (active is None or active == 0) and spent >= self._least:
+            # No answer is not 0: its streams go on while Envoy's main thread is late.
+            if active == 0 and spent >= self._least:
                 say("info", f"drained in {spent:.1f} s")
                 return
             if spent >= self._grace:
-                say("warning", f"{active} requests still in flight after {spent:.0f} s; they are cut")
+                say("warning", f"{_shown(active)} still in flight after {spent:.0f} s; they are cut")
                 return
             if self._wait(0.1) in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
-                say("warning", f"told to end again; {active} requests in flight are cut")
+                say("warning", f"told to end again; {_shown(active)} in flight are cut")
                 return
             self._reap()
             # Envoy died while draining: nothing is left to wait for.

@@ -28,7 +28,9 @@ class _Family:
 _FAMILIES = (
     _Family(names.APPLIED_SEQUENCE, "gauge", "Sequence of the routing table in force; -1 before the first."),
     _Family(
-        names.LIMIT, "gauge", "This agent's slice of the pool's in-flight limit; +Inf where it is unlimited."
+        names.LIMIT,
+        "gauge",
+        "This agent's slice of the in-flight limit of the pool, or of a size class; +Inf: unlimited.",
     ),
     _Family(names.TARGET, "gauge", "Target (ms) by which requests are counted as slow now; 0: no table yet."),
     _Family(CONTACT, "gauge", "When the source of tables was last heard of (Unix time); 0: never."),
@@ -49,6 +51,7 @@ class Telemetry:
     def __init__(self, policy: str) -> None:
         self._policy = policy
         self._limits: Mapping[str, float] = {}
+        """By the labels of the pool, and of the size class if it is one's."""
         self.sequence = -1
         self.target = 0
         self.contact = 0.0
@@ -60,9 +63,13 @@ class Telemetry:
         """Show a table's sequence and limits."""
         self.sequence = table.sequence
         self.target = table.sla.target_milliseconds
-        self._limits = {
-            pool.name: float("inf") if pool.limit is None else float(pool.limit) for pool in table.pools
-        }
+        limits: dict[str, float] = {}
+        for pool in table.pools:
+            label = f'{names.LABEL_POOL}="{pool.name}"'
+            limits[label] = float("inf") if pool.limit is None else float(pool.limit)
+            for listed in pool.class_limits if table.size_classes else ():
+                limits[f'{label},{names.LABEL_CLASS}="{listed.max_tokens}"'] = float(listed.limit)
+        self._limits = limits
 
     def text(self) -> str:
         """The exposition. Label values are names of Kubernetes, which need no escape."""
@@ -79,8 +86,8 @@ class Telemetry:
             lines += [f"# HELP {family.name} {family.help}", f"# TYPE {family.name} {family.kind}"]
             if family.name == names.LIMIT:
                 lines += [
-                    f'{family.name}{{{policy},{names.LABEL_POOL}="{pool}"}} {_number(value)}'
-                    for pool, value in sorted(self._limits.items())
+                    f"{family.name}{{{policy},{labels}}} {_number(value)}"
+                    for labels, value in self._limits.items()
                 ]
             else:
                 lines.append(f"{family.name}{{{policy}}} {_number(single[family.name])}")

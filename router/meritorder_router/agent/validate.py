@@ -29,7 +29,9 @@ def _first_error(error: ValidationError) -> str:
     first = error.errors(include_url=False, include_input=False)[0]
     where = ".".join(str(part) for part in first["loc"]) or "table"
     more = error.error_count() - 1
-    return f"`{where}`: {first['msg'][:200]}" + (f" (and {more} more)" if more else "")
+    # A word that is not known: perhaps a newer server's, and to drop it would change what is served.
+    advice = "; if it is a newer server's, update the router's image" if first["type"] == "enum" else ""
+    return f"`{where}`: {first['msg'][:200]}{advice}" + (f" (and {more} more)" if more else "")
 
 
 def _unserveable(table: RoutingTable) -> str | None:

@@ -25,6 +25,10 @@ IDLE_SECONDS = 4
 """Idle connections are closed before the servers do it (uvicorn, below vLLM and SGLang: 5 s): a request sent
 into a closing connection is reset, and would count against the pool.
 """
+_KEEPALIVE: Json = {"interval": "15s", "timeout": "5s"}
+"""HTTP/2 pings: requests share a connection, and one that is lost on the way (a device forgot it) would take
+all that come after with it, while health checks, on connections of their own, find the server well.
+"""
 HEALTH_SECONDS = 5
 NO_CERTIFICATE = "00" * 32
 """A SHA-256 that no certificate has: who pins it trusts no one."""
@@ -55,13 +59,17 @@ def _host(name: str, port: int, default: int) -> str:
 
 
 def _endpoint(pool: TablePool, endpoint: TableEndpoint) -> Json:
+    # Each has a name, of which the Host is made: else a try would go out with the name of the one before it,
+    # and health checks with that of the cluster.
+    if pool.tls is not None:
+        host = _host(pool.tls.server_name, endpoint.port, 443)
+    else:
+        host = _host(endpoint.address, endpoint.port, 80)
     target: Json = {
         "address": {"socket_address": {"address": endpoint.address, "port_value": endpoint.port}},
+        "hostname": host,
+        "health_check_config": {"hostname": host},
     }
-    if pool.tls is not None:
-        target["hostname"] = _host(pool.tls.server_name, endpoint.port, 443)
-    elif uses_egress(pool) or not is_address(endpoint.address):
-        target["hostname"] = _host(endpoint.address, endpoint.port, 80)
     return {"endpoint": target, "metadata": {"filter_metadata": {NAMESPACE: {"pool": pool.name}}}}
 
 
@@ -90,7 +98,10 @@ def _protocol(pool: TablePool) -> Json:
     if pool.tls is None:
         protocol["explicit_http_config"] = {"http_protocol_options": {}}
     else:
-        protocol["auto_config"] = {"http_protocol_options": {}, "http2_protocol_options": {}}
+        protocol["auto_config"] = {
+            "http_protocol_options": {},
+            "http2_protocol_options": {"connection_keepalive": _KEEPALIVE},
+        }
     return {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": protocol}
 
 

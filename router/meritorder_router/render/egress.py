@@ -7,13 +7,14 @@ as its host name, by which the virtual host is found here: it strips what must n
 and key, and sends the request on.
 
 The key is read from its mounted file per request: it is in no file, table or dump of ours, and a rotated key
-acts at once. The client's own Authorization never passes.
+acts at once. To a pool with a key of its own no credential of the client's passes, whatever header it is in,
+and it is taken away before anything else is done: a script that fails sends a request without any.
 """
 
 import json
 
 from meritorder_api.table import RoutingTable, TablePool
-from meritorder_router.render import json_lua, naming
+from meritorder_router.render import json_lua, naming, replies
 from meritorder_router.render.lua import quote
 from meritorder_router.render.place import TYPE, Json, Place
 from meritorder_router.render.session import any_slot, hash_by_slot, sessions_act
@@ -30,15 +31,44 @@ _STRIPPED = [
     "x-forwarded-proto",
 ]
 
+_CREDENTIALS = [
+    "api-key",
+    "cookie",
+    "openai-organization",
+    "openai-project",
+    "proxy-authorization",
+    "x-api-key",
+    "x-goog-api-key",
+]
+"""Where clients of the providers' APIs carry keys, or whom a key is for, beside Authorization."""
+
 _KEY = """\
+  h:headers():remove("authorization")
   local file = io.open({path}, "r")
   local key = file and file:read("*l")
   if file then file:close() end
-  if not key or key == "" then
-    h:respond({[":status"] = "503"}, "the pool's API key is not mounted")
+  key = key and key:match("^%s*(.-)%s*$")
+  if not key or key == "" or key:find("[^!-~]") then
+    h:respond({[":status"] = "503"}, "the pool's API key is not mounted, or its file holds none")
     return
   end
   h:headers():replace("authorization", "Bearer " .. key)
+"""
+
+_KEY_REFUSED = """\
+function envoy_on_response(h)
+  if h:headers():get(":status") == "401" then
+    h:headers():replace(":status", "502")
+    h:headers():replace("content-type", "application/json")
+    h:headers():remove("content-encoding")
+    h:headers():remove("www-authenticate")
+    local length = h:body(true):setBytes({body})
+    h:headers():replace("content-length", tostring(length))
+  end
+end
+"""
+"""A key of the pool's own that is refused is the pool's failure: the client gave none, and the next pool is
+tried. What the provider says of it, often with a part of the key, is not for the client.
 """
 
 _MODEL = """\
@@ -61,13 +91,15 @@ def rewrite_script(place: Place, pool: TablePool) -> str | None:
     """What is changed in a request to this pool, if anything beside its path."""
     script = ""
     body = ""
+    after = ""
     if pool.model is not None:
         script += json_lua.FIND
         body += _MODEL.replace("{model}", quote(json.dumps(pool.model)))
     if pool.api_key_file is not None:
         path = str(place.keys / pool.api_key_file) if place.keys is not None else ""
         body = _KEY.replace("{path}", quote(path)) + body
-    return f"{script}function envoy_on_request(h)\n{body}end\n" if body else None
+        after = _KEY_REFUSED.replace("{body}", quote(json.dumps(replies.KEY_REFUSED)))
+    return f"{script}function envoy_on_request(h)\n{body}end\n{after}" if body else None
 
 
 def _host(place: Place, pool: TablePool, domain: str, cluster: str, **more: object) -> Json:
@@ -87,7 +119,7 @@ def _host(place: Place, pool: TablePool, domain: str, cluster: str, **more: obje
         "name": domain,
         "domains": [domain],
         "routes": [route],
-        "request_headers_to_remove": _STRIPPED,
+        "request_headers_to_remove": [*_STRIPPED, *(_CREDENTIALS if pool.api_key_file is not None else ())],
     }
 
 

@@ -4,7 +4,7 @@ needs.
 
 from collections.abc import Sequence
 
-from meritorder_api import metric_names
+from meritorder_api import metric_names, names
 from meritorder_router.render import loggers, replies
 from meritorder_router.render.clients import client_filters
 from meritorder_router.render.egress import EGRESS_FILTER, EGRESS_ROUTES
@@ -71,10 +71,22 @@ def _token_filters() -> list[Json]:
             "envoy.filters.http.json_to_metadata",
             "extensions.filters.http.json_to_metadata.v3.JsonToMetadata",
             response_rules={
+                "allow_content_types": ["application/json"],
                 "allow_content_types_regex": {"regex": "application/json( *;.*)?"},
                 "rules": [{**_usage(key), "on_missing": nothing, "on_error": nothing} for key in keys],
             },
         ),
+    ]
+
+
+def _own_headers() -> list[Json]:
+    """What only this router may say: taken off a client's request before anything looks at it."""
+    return [
+        typed(
+            "envoy.http.early_header_mutation.header_mutation",
+            "extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation",
+            mutations=[{"remove": names.HEADER_CLASS}],
+        )
     ]
 
 
@@ -94,6 +106,7 @@ def data_listener(place: Place) -> Json:
             _router(upstream_log=loggers.attempt_log(place)),
         ],
         access_log=loggers.request_log(place),
+        early_header_mutation_extensions=_own_headers(),
         local_reply_config=replies.local_replies(),
         rds={"route_config_name": ROUTES, "config_source": watched(place.file("rds.json"))},
         request_headers_timeout="60s",
@@ -154,5 +167,6 @@ def egress_listener(place: Place) -> Json:
         pipe(place.egress_socket),
         "egress",
         [{**typed(EGRESS_FILTER, "extensions.filters.http.lua.v3.Lua"), "disabled": True}, _router()],
+        local_reply_config=replies.egress_replies(),
         rds={"route_config_name": EGRESS_ROUTES, "config_source": watched(place.file("egress.json"))},
     )

@@ -18,6 +18,9 @@ Where tries are hedged (a second one begins while the first goes on, and the fir
 passed the delay and was overtaken is a failure of its pool, as one timed out is without hedging: else
 a pool that is always overtaken would never be slow, and its limit would grow. One that passed the delay and
 did answer is a sample as any other; one that was overtaken before the delay counts nowhere.
+
+The size class is the route's (`render.sizes`), since a try's own log sees neither the request's metadata nor
+the headers that are stripped. Without a class that label is empty, which to Prometheus is none.
 """
 
 from collections.abc import Sequence
@@ -53,6 +56,8 @@ SAMPLE = "sample"
 """Noted by the stream filter: this stream was judged."""
 SLOW = "slow"
 """Noted by the stream filter: and it was slower than the target."""
+CLASS = "class"
+"""Of a route: the size class of its requests."""
 WAITING = "waiting"
 """Noted by the stream filter: a stream whose first token has not come (yet)."""
 PROMPT = "prompt_tokens"
@@ -81,6 +86,7 @@ def _tags(place: Place, pool: str | None, extra: Sequence[tuple[str, str]] = ())
 
 
 ENDPOINT_POOL = f"%UPSTREAM_METADATA({NAMESPACE}:pool)%"
+ROUTE_CLASS = f"%METADATA(ROUTE:{NAMESPACE}:{CLASS})%"
 
 
 def counter(
@@ -94,6 +100,11 @@ def counter(
     """A counter of the stats logger: of 1, or of what a format string says."""
     stat = {"name": _counter_name(series), "tags": _tags(place, pool, extra)}
     return {"stat": stat, **({"value_fixed": 1} if value is None else {"value_format": value})}
+
+
+def by_class(place: Place, series: str, *, pool: str = ENDPOINT_POOL, value: str | None = None) -> Json:
+    """A counter per pool and size class."""
+    return counter(place, series, pool=pool, value=value, extra=[(names.LABEL_CLASS, ROUTE_CLASS)])
 
 
 def histogram(place: Place, series: str, value: str) -> Json:
@@ -170,6 +181,9 @@ def _expression(cel: str) -> Json:
 
 _POST: Json = {"header_filter": {"header": {"name": ":method", "string_match": {"exact": "POST"}}}}
 _FIRST_TRY: Json = {"header_filter": {"header": {"name": RETRIED, "string_match": {"exact": "1"}}}}
+_LATER_TRY: Json = {
+    "header_filter": {"header": {"name": RETRIED, "string_match": {"exact": "1"}, "invert_match": True}}
+}
 _NOT_A_PROBE: Json = {
     "header_filter": {"header": {"name": PROBE_HEADER, "present_match": True, "invert_match": True}}
 }
@@ -177,11 +191,12 @@ _ANSWERED = _expression("response.code_details == 'via_upstream'")
 _ANSWERER = f"xds.upstream_host_metadata.filter_metadata['{NAMESPACE}']['pool']"
 _CHAIN = f"xds.cluster_metadata.filter_metadata['{NAMESPACE}']"
 # Of several tries at once. The second try is never the first one's pool; the third may be.
-_FIRST_ANSWERED = _expression(
-    f"{_CHAIN}['{FIRST}'] == {_ANSWERER} && "
-    f"(upstream.request_attempt_count == 2 || {_CHAIN}['{THIRD}'] != {_ANSWERER})"
+_OF_FIRST = (
+    f"({_CHAIN}['{FIRST}'] == {_ANSWERER} && "
+    f"(upstream.request_attempt_count == 2 || {_CHAIN}['{THIRD}'] != {_ANSWERER}))"
 )
-_BY_FIRST = either(_FIRST_TRY, _FIRST_ANSWERED)
+_BY_FIRST = either(_FIRST_TRY, _expression(_OF_FIRST))
+_BY_ANOTHER = both(_LATER_TRY, _expression(f"!{_OF_FIRST}"))
 _ERROR = either(_status("GE", 500), _status("EQ", 429))
 _CUT = _flags(*FAILED_FLAGS, TIMEOUT, IDLE)
 _GIVEN_UP = both(_flags(TIMEOUT), either(_lasting(KEY_TIMEOUT, 0), _status("EQ", 0)))
@@ -199,12 +214,12 @@ _ABORTED_LATE = either(both(_COUNT, _OLD), both(_noted(WAITING), _OLD))
 def attempt_log(place: Place) -> list[Json]:
     """The router filter's upstream log: once per attempt."""
     return [
-        logger(None, counters=[counter(place, names.POOL_MILLISECONDS, value="%DURATION%")]),
+        logger(None, counters=[by_class(place, names.POOL_MILLISECONDS, value="%DURATION%")]),
         logger(
             both(either(_flags(*FAILED_FLAGS), _ERROR, _GIVEN_UP), _POST),
             counters=[
-                counter(place, names.SAMPLES),
-                counter(place, names.SAMPLES_SLOW),
+                by_class(place, names.SAMPLES),
+                by_class(place, names.SAMPLES_SLOW),
                 counter(place, names.FAILED_ATTEMPTS),
             ],
         ),
@@ -212,14 +227,25 @@ def attempt_log(place: Place) -> list[Json]:
 
 
 def request_log(place: Place) -> list[Json]:
-    """The data listener's log: once per request. Cheap conditions come first."""
+    """The data listener's log: once per request. Cheap conditions come first; an expression costs as much as
+    a counter, so that of a request that went well at the first try, nearly all of them, is asked once.
+    """
     slow = either(_SLOW, _noted(SLOW))
+    sample = either(_COUNT, _noted(SAMPLE))
     return [
+        logger(
+            both(_POST, _WELL, sample, _BY_FIRST, _ANSWERED),
+            counters=[counter(place, names.CLIENT_REQUESTS, pool=None), by_class(place, names.SAMPLES)],
+            histograms=[
+                histogram(place, names.LATENCY_BUCKET, "%DURATION%"),
+                histogram(place, names.TTFT_BUCKET, "%COMMON_DURATION(DS_RX_BEG:US_RX_BODY_BEG:ms)%"),
+            ],
+        ),
         logger(
             both(
                 _POST,
                 either(
-                    both(_WELL, either(_COUNT, _noted(SAMPLE)), _ANSWERED),
+                    both(_BY_ANOTHER, _WELL, sample, _ANSWERED),
                     _ERROR,
                     _CUT,
                     both(_ABORTED, either(_ABORTED_LATE, _noted(SAMPLE))),
@@ -240,29 +266,23 @@ def request_log(place: Place) -> list[Json]:
             counters=[counter(place, names.CLIENT_SLOW, pool=None)],
         ),
         logger(
-            both(_POST, _WELL, either(_COUNT, _noted(SAMPLE)), _ANSWERED, _BY_FIRST),
-            counters=[counter(place, names.SAMPLES)],
-            histograms=[
-                histogram(place, names.LATENCY_BUCKET, "%DURATION%"),
-                histogram(place, names.TTFT_BUCKET, "%COMMON_DURATION(DS_RX_BEG:US_RX_BODY_BEG:ms)%"),
-            ],
+            both(slow, _POST, _WELL, _ANSWERED, _BY_FIRST), counters=[by_class(place, names.SAMPLES_SLOW)]
         ),
-        logger(both(slow, _POST, _WELL, _ANSWERED, _BY_FIRST), counters=[counter(place, names.SAMPLES_SLOW)]),
         logger(
             both(_IDLE, _POST),
             counters=[
-                counter(place, names.SAMPLES),
-                counter(place, names.SAMPLES_SLOW),
+                by_class(place, names.SAMPLES),
+                by_class(place, names.SAMPLES_SLOW),
                 counter(place, names.FAILED_ATTEMPTS),
             ],
         ),
         logger(
             both(_ABORTED, _POST, _FIRST_TRY, either(_ABORTED_LATE, _noted(SAMPLE))),
-            counters=[counter(place, names.SAMPLES)],
+            counters=[by_class(place, names.SAMPLES)],
         ),
         logger(
             both(_ABORTED, _POST, _FIRST_TRY, either(_ABORTED_LATE, _noted(SLOW))),
-            counters=[counter(place, names.SAMPLES_SLOW)],
+            counters=[by_class(place, names.SAMPLES_SLOW)],
         ),
         logger(
             _NOT_A_PROBE,
@@ -287,7 +307,7 @@ def request_log(place: Place) -> list[Json]:
             },
             counters=[
                 counter(place, names.PROMPT_TOKENS, value=f"%DYNAMIC_METADATA({TOKENS}:{PROMPT})%"),
-                counter(place, names.COMPLETION_TOKENS, value=f"%DYNAMIC_METADATA({TOKENS}:{COMPLETION})%"),
+                by_class(place, names.COMPLETION_TOKENS, value=f"%DYNAMIC_METADATA({TOKENS}:{COMPLETION})%"),
             ],
         ),
     ]
@@ -307,14 +327,10 @@ def touch_log(place: Place) -> list[Json]:
             None,
             counters=[
                 *(
-                    counter(place, series, pool=pool, value=nothing)
-                    for series in (
-                        names.SAMPLES,
-                        names.SAMPLES_SLOW,
-                        names.FAILED_ATTEMPTS,
-                        names.POOL_MILLISECONDS,
-                    )
+                    by_class(place, series, pool=pool, value=nothing)
+                    for series in (names.SAMPLES, names.SAMPLES_SLOW, names.POOL_MILLISECONDS)
                 ),
+                counter(place, names.FAILED_ATTEMPTS, pool=pool, value=nothing),
                 counter(place, names.CLIENT_REQUESTS, pool=None, value=nothing),
                 counter(place, names.CLIENT_SLOW, pool=None, value=nothing),
             ],

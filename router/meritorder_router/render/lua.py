@@ -3,17 +3,20 @@
 Every string of a table comes in through `quote`, the only way into a script. The script is a few comparisons
 over what Envoy counts itself: requests in flight per pool cluster, over all of its workers.
 
+A request of a size class is held to that class's limits instead of the pools' own.
+
 A request without room anywhere goes to the last pool, or is shed: the script then names a cluster that does
 not exist, which Envoy answers at once, and the listener turns that answer into a 429 (`render.replies`).
 """
 
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from meritorder_api import names
 from meritorder_api.policy import SteeringHeader
 from meritorder_api.table import Fill, RoutingTable, TablePool
 from meritorder_router.render.naming import chain, way
+from meritorder_router.render.sizes import SIZES, held_to
 
 SHED = "shed"
 """Name of the cluster that does not exist."""
@@ -37,7 +40,8 @@ class _Choice:
     weight: int
 
 
-def _list(items: Iterable[str]) -> str:
+def listed(items: Iterable[str]) -> str:
+    """A Lua table of these expressions, in order."""
     return "{" + ", ".join(items) + "}"
 
 
@@ -114,6 +118,10 @@ _SEED = """\
 math.randomseed(os.time() + (tonumber(tostring({}):match("0x(%x+)") or "0", 16) or 0) % 1000000)
 """
 
+_CLASS = """\
+  {names} = unpack(OF_CLASS[h:headers():get(HEADER_CLASS)] or OWN)
+"""
+
 _SESSION = """\
   local session = headers:get(HEADER_SESSION)
   local CHAIN, FULL = CHAIN, FULL
@@ -154,54 +162,93 @@ local function ahead(h, i) return in_flight(h, i) < 0.75 * LIMIT[i] end
 """
 
 
-def choice_script(table: RoutingTable, dead: Set[str] = frozenset()) -> str:
-    """The cluster specifier's source for a table; `dead` pools have no healthy endpoint and are passed
-    over."""
-    pools = [_Choice(p, p.limit, p.weight_percent or 0) for p in table.pools]
+def _alive(table: RoutingTable, dead: Set[str], size: int | None = None) -> list[_Choice]:
+    """The pools with the limits that a request is held to, by its size class if it has one."""
+    pools = [
+        _Choice(p, p.limit if size is None else held_to(p, size), p.weight_percent or 0) for p in table.pools
+    ]
     if any(p.name not in dead for p in table.pools):
         pools = [p if p.pool.name not in dead else _Choice(p.pool, 0, 0) for p in pools]
-    total = sum(pool.weight for pool in pools)
-    split = table.fill is Fill.SPLIT and total > 0
-    steering = set(table.requests.headers)
-    excluding = SteeringHeader.EXCLUDE in steering
-    usable = "not (out and out[i]) and " if excluding else ""
+    return pools
+
+
+def _figures(table: RoutingTable, pools: Sequence[_Choice], steering: Set[SteeringHeader]) -> dict[str, str]:
+    """All that follows from limits, as Lua, by the names that it has in the script."""
     cheapest = next((i for i, pool in enumerate(pools) if pool.limit != 0), len(pools) - 1)
     # What nobody has room for goes to the last pool, or to the last one that is alive.
     last = max((i for i, pool in enumerate(pools) if pool.limit != 0), default=len(pools) - 1)
-    bottom = table.pools[-1]
     spare = pools[_spare(pools, last)].pool
 
+    def full(*, session: bool) -> str:
+        to = chain(pools[last].pool, spare, table.pools[-1], session=session)
+        return quote(SHED if table.shed else to)
+
+    figures = {
+        "LIMIT": listed(_limit(p) for p in pools),
+        "SPARE": listed(str(_spare(pools, i) + 1) for i in range(len(pools))),
+        "FULL": full(session=False),
+    }
+    if SteeringHeader.SESSION in steering:
+        figures["SESSION_FULL"] = full(session=True)
+    if SteeringHeader.PRIORITY in steering:
+        figures["CHEAPEST"] = str(cheapest + 1)
+    return figures
+
+
+def _figures_by_class(
+    table: RoutingTable, dead: Set[str], steering: Set[SteeringHeader], own: Mapping[str, str]
+) -> dict[int, dict[str, str]]:
+    """The same for the size classes for which something is different."""
+    if not table.size_classes:
+        return {}
+    figures = {size: _figures(table, _alive(table, dead, size), steering) for size in SIZES}
+    return {size: of_class for size, of_class in figures.items() if of_class != own}
+
+
+def choice_script(table: RoutingTable, dead: Set[str] = frozenset(), *, steered: bool = True) -> str:
+    """The cluster specifier's source for a table; `dead` pools have no healthy endpoint and are passed
+    over. Not `steered` is for requests that have none of the steering headers: to look for them costs.
+    """
+    steering = set(table.requests.headers) if steered else set()
+    pools = _alive(table, dead)
+    own = _figures(table, pools, steering)
+    by_class = _figures_by_class(table, dead, steering, own)
+    total = sum(pool.weight for pool in pools)
+    split = table.fill is Fill.SPLIT and total > 0
+    sessions = SteeringHeader.SESSION in table.requests.headers
+    excluding = SteeringHeader.EXCLUDE in steering
+    usable = "not (out and out[i]) and " if excluding else ""
+    bottom = table.pools[-1]
+
     def ways(*, session: bool) -> str:
-        return _list(quote(way(p.pool, session=session)) for p in pools)
+        return listed(quote(way(p.pool, session=session)) for p in pools)
 
     def chains(*, session: bool) -> str:
-        return _list(
-            _list(quote(chain(a.pool, b.pool, bottom, session=session)) for b in pools) for a in pools
+        return listed(
+            listed(quote(chain(a.pool, b.pool, bottom, session=session)) for b in pools) for a in pools
         )
-
-    def full(*, session: bool) -> str:
-        return quote(SHED if table.shed else chain(pools[last].pool, spare, bottom, session=session))
 
     lines = [
         "local HUGE = math.huge",
         f"local N = {len(pools)}",
         f"local POOL = {ways(session=False)}",
-        f"local LIMIT = {_list(_limit(p) for p in pools)}",
+        f"local LIMIT = {own['LIMIT']}",
         f"local CHAIN = {chains(session=False)}",
-        f"local SPARE = {_list(str(_spare(pools, i) + 1) for i in range(len(pools)))}",
-        f"local FULL = {full(session=False)}",
+        f"local SPARE = {own['SPARE']}",
+        f"local FULL = {own['FULL']}",
     ]
+    if sessions:
+        lines += [f"local SESSION_POOL = {ways(session=True)}"]
     if SteeringHeader.SESSION in steering:
         lines += [
             f"local HEADER_SESSION = {quote(names.HEADER_SESSION)}",
-            f"local SESSION_POOL = {ways(session=True)}",
             f"local SESSION_CHAIN = {chains(session=True)}",
-            f"local SESSION_FULL = {full(session=True)}",
+            f"local SESSION_FULL = {own['SESSION_FULL']}",
         ]
     if split:
-        lines += [f"local WEIGHT = {_list(str(p.weight) for p in pools)}", f"local TOTAL = {total}"]
+        lines += [f"local WEIGHT = {listed(str(p.weight) for p in pools)}", f"local TOTAL = {total}"]
     if steering & {SteeringHeader.POOL, SteeringHeader.EXCLUDE}:
-        index = _list(f"[{quote(p.pool.name)}] = {i + 1}" for i, p in enumerate(pools))
+        index = listed(f"[{quote(p.pool.name)}] = {i + 1}" for i, p in enumerate(pools))
         lines += [f"local INDEX = {index}"]
     if SteeringHeader.POOL in steering:
         lines += [f"local HEADER_POOL = {quote(names.HEADER_POOL)}"]
@@ -210,17 +257,26 @@ def choice_script(table: RoutingTable, dead: Set[str] = frozenset()) -> str:
     if SteeringHeader.PRIORITY in steering:
         lines += [
             f"local HEADER_PRIORITY = {quote(names.HEADER_PRIORITY)}",
-            f"local CHEAPEST = {cheapest + 1}",
+            f"local CHEAPEST = {own['CHEAPEST']}",
             f"local SHED = {quote(SHED)}",
+        ]
+    if by_class:
+        of_class = (f"[{quote(str(size))}] = {listed(by_class[size].values())}" for size in by_class)
+        lines += [
+            f"local HEADER_CLASS = {quote(names.HEADER_CLASS)}",
+            f"local OWN = {listed(own)}",
+            f"local OF_CLASS = {listed(of_class)}",
         ]
     script = "\n".join(lines) + "\n"
     if split:
         script += _SEED
-    script += _IN_FLIGHT_OF_BOTH if SteeringHeader.SESSION in steering else _IN_FLIGHT
+    script += _IN_FLIGHT_OF_BOTH if sessions else _IN_FLIGHT
     script += _ROOM
     if SteeringHeader.PRIORITY in steering:
         script += _AHEAD
     script += "function envoy_on_route(h)\n"
+    if by_class:
+        script += _CLASS.replace("{names}", ", ".join(own))
     if steering:
         script += "  local headers = h:headers()\n"
     if SteeringHeader.SESSION in steering:

@@ -25,6 +25,18 @@ NOT_FOUND = error(
     "invalid_request_error",
     "not_found",
 )
+KEY_REFUSED = error("The pool's own API key was refused.", "server_error", "pool_key_refused")
+TOO_LARGE = error(
+    "The request's headers are too large: at most 60 KiB, in at most 100 of them, are taken.",
+    "invalid_request_error",
+    "headers_too_large",
+)
+BODY_TOO_LARGE = error(
+    "The request's body is too large to be rewritten: at most 16 MiB are taken where a pool has another name "
+    "for the model, or usage is asked for.",
+    "invalid_request_error",
+    "body_too_large",
+)
 UNKNOWN_CLIENT = error(
     "This gateway asks for a bearer token, and the one sent, if any, is not among those that it knows. "
     "They are in the Secret that the policy's `gateway.auth` names.",
@@ -49,6 +61,21 @@ def direct(status: int, body: Json, *, retry: bool = False) -> Json:
     }
 
 
+def _of_status(status: int, body: Json) -> Json:
+    """The words for what Envoy refuses with this status."""
+    # It wants to be able to take the number from its runtime, where there is none of that name.
+    value = {"default_value": status, "runtime_key": "meritorder.none"}
+    return {
+        "filter": {"status_code_filter": {"comparison": {"op": "EQ", "value": value}}},
+        "body_format_override": {"json_format": body, "content_type": "application/json"},
+    }
+
+
+def egress_replies() -> Json:
+    """How the egress listener words what it refuses: the data listener passes that on as it is."""
+    return {"mappers": [_of_status(413, BODY_TOO_LARGE)]}
+
+
 def local_replies() -> Json:
     """How the listener words what Envoy answers by itself.
 
@@ -64,6 +91,8 @@ def local_replies() -> Json:
                 "headers_to_add": [retry_after],
                 "body_format_override": {"json_format": SATURATED, "content_type": "application/json"},
             },
+            _of_status(431, TOO_LARGE),
+            _of_status(413, BODY_TOO_LARGE),
             {
                 "filter": {
                     "response_flag_filter": {

@@ -6,11 +6,12 @@ from meritorder_api import names
 from meritorder_api.table import RoutingTable
 from meritorder_router.render import replies
 from meritorder_router.render.clusters import CHAIN_LENGTH
-from meritorder_router.render.loggers import ENDPOINT_POOL, PROBE_HEADER
+from meritorder_router.render.loggers import CLASS, ENDPOINT_POOL, NAMESPACE, PROBE_HEADER
 from meritorder_router.render.lua import choice_script
 from meritorder_router.render.naming import chain
 from meritorder_router.render.place import TYPE, Json, typed
 from meritorder_router.render.session import hash_by_session, session_filter_config, sessions_act
+from meritorder_router.render.sizes import SIZES
 from meritorder_router.render.streams import STREAM_FILTER, stream_script
 
 ROUTES = "routes"
@@ -25,13 +26,30 @@ BODY_BYTES = 16 * 1024 * 1024
 RETRY_ON = "connect-failure,refused-stream,reset,retriable-status-codes"
 RETRIED_CODES = [429, 500, 502, 503, 504]
 CHOICE = "choice"
+STEERED_CHOICE = "steered-choice"
+"""Where the policy lists steering headers, requests that have one go by routes of their own: to look for them
+in Lua would cost every request some 5 % of all that it costs.
+"""
 
 
-def _match(path: str, method: str | None = None, *, below: bool = False) -> Json:
+def _match(path: str, method: str | None = None, *, below: bool = False, header: str | None = None) -> Json:
     match: Json = {"path_separated_prefix" if below else "path": path}
+    headers: list[Json] = []
     if method is not None:
-        match["headers"] = [{"name": ":method", "string_match": {"exact": method}}]
+        headers.append({"name": ":method", "string_match": {"exact": method}})
+    headers += _has(header)
+    if headers:
+        match["headers"] = headers
     return match
+
+
+def _has(header: str | None) -> list[Json]:
+    return [] if header is None else [{"name": header, "present_match": True}]
+
+
+def _steering(table: RoutingTable) -> list[str]:
+    """The headers that act, requests with one of which go by routes of their own."""
+    return sorted({header.value for header in table.requests.headers})
 
 
 def _ready(probe: str, status: int) -> Json:
@@ -78,11 +96,11 @@ def _more_tries(table: RoutingTable, dead: Set[str]) -> int:
     return CHAIN_LENGTH - 1
 
 
-def _to_pools(table: RoutingTable, dead: Set[str]) -> Json:
+def _to_pools(table: RoutingTable, dead: Set[str], *, steered: bool) -> Json:
     action: Json = {
-        "cluster_specifier_plugin": CHOICE,
+        "cluster_specifier_plugin": STEERED_CHOICE if steered else CHOICE,
         "timeout": "0s",
-        # Of the endpoints that have a name; the others get the client's Host.
+        # The Host is the endpoint's name, at each try that of the server that is asked.
         "auto_host_rewrite": True,
         "retry_policy": _retries(table, dead),
     }
@@ -92,27 +110,61 @@ def _to_pools(table: RoutingTable, dead: Set[str]) -> Json:
         if until_headers and idle:
             # All of Envoy's timers for one try only begin another one now; this one ends the request.
             action["idle_timeout"] = _seconds(max(until_headers, idle))
-    if sessions_act(table):
+    if steered and sessions_act(table):
         action["hash_policy"] = hash_by_session()
     return action
 
 
-def _inference(table: RoutingTable, path: str, dead: Set[str]) -> Json:
+def _inference(table: RoutingTable, path: str, dead: Set[str], header: str | None = None) -> Json:
+    """The route of a path; with a steering header, that of requests that have it."""
+    steered = header is not None
     route: Json = {
         "name": "inference",
-        "match": _match(path, "POST"),
+        "match": _match(path, "POST", header=header),
         "request_body_buffer_limit": BODY_BYTES,
-        "route": _to_pools(table, dead),
+        "route": _to_pools(table, dead, steered=steered),
     }
-    script = stream_script(table.sla, add_usage=table.requests.add_usage)
+    filters: Json = session_filter_config() if steered and sessions_act(table) else {}
+    script = stream_script(table.sla, add_usage=table.requests.add_usage, size_classes=table.size_classes)
     if script is not None:
-        route["typed_per_filter_config"] = {
-            STREAM_FILTER: {
-                "@type": TYPE + "extensions.filters.http.lua.v3.LuaPerRoute",
-                "source_code": {"inline_string": script},
-            }
+        filters[STREAM_FILTER] = {
+            "@type": TYPE + "extensions.filters.http.lua.v3.LuaPerRoute",
+            "source_code": {"inline_string": script},
         }
+    if filters:
+        route["typed_per_filter_config"] = filters
     return route
+
+
+def _of_path(table: RoutingTable, path: str, dead: Set[str]) -> list[Json]:
+    return [_inference(table, path, dead, header) for header in (*_steering(table), None)]
+
+
+def _of_class(table: RoutingTable, size: int, dead: Set[str]) -> list[Json]:
+    """Where inference requests are taken to once their class is known; which path it is, was checked."""
+    has_class: Json = {"name": names.HEADER_CLASS, "string_match": {"exact": str(size)}}
+    return [
+        {
+            "name": f"inference-{size}",
+            "match": {"prefix": "/", "headers": [has_class, *_has(header)]},
+            "metadata": {"filter_metadata": {NAMESPACE: {CLASS: str(size)}}},
+            "request_body_buffer_limit": BODY_BYTES,
+            "route": _to_pools(table, dead, steered=header is not None),
+        }
+        for header in (*_steering(table), None)
+    ]
+
+
+def _choice(table: RoutingTable, dead: Set[str], *, steered: bool) -> Json:
+    last = table.pools[-1]
+    return {
+        "extension": typed(
+            STEERED_CHOICE if steered else CHOICE,
+            "extensions.router.cluster_specifiers.lua.v3.LuaConfig",
+            source_code={"inline_string": choice_script(table, dead, steered=steered)},
+            default_cluster=chain(last, last, last),
+        )
+    }
 
 
 def _configuration(name: str, routes: Iterable[Json], **more: object) -> Json:
@@ -145,36 +197,33 @@ def data_routes(table: RoutingTable, dead: Set[str]) -> Json:
     """
     dead = dead | {pool.name for pool in table.pools if not any(e.ready for e in pool.endpoints)}
     paths = sorted({*names.INFERENCE_PATHS, *table.requests.paths})
-    last = table.pools[-1]
+    stripped = [*names.STEERING_HEADERS, *([names.HEADER_CLASS] if table.size_classes else [])]
+    steered = bool(table.requests.headers)
+    models: Json = {
+        "name": "models",
+        "match": _match(names.MODELS_PATH, "GET", below=True),
+        "route": _to_pools(table, dead, steered=steered),
+    }
+    if sessions_act(table):
+        models["typed_per_filter_config"] = session_filter_config()
     configuration = _configuration(
         ROUTES,
         [
-            *(_inference(table, path, dead) for path in paths),
-            {
-                "name": "models",
-                "match": _match(names.MODELS_PATH, "GET", below=True),
-                "route": _to_pools(table, dead),
-            },
+            *(route for size in SIZES if table.size_classes for route in _of_class(table, size, dead)),
+            *(route for path in paths for route in _of_path(table, path, dead)),
+            models,
             _ready(LISTENING, 200),
             _ready(TABLE, 200),
             {"name": "not-found", "match": {"prefix": "/"}, **replies.direct(404, replies.NOT_FOUND)},
         ],
         include_request_attempt_count=True,
         # Token usage is read from plain bodies.
-        request_headers_to_remove=[*names.STEERING_HEADERS, "accept-encoding"],
-        **({"typed_per_filter_config": session_filter_config()} if sessions_act(table) else {}),
+        request_headers_to_remove=[*stripped, "accept-encoding"],
     )
     for route in configuration["virtual_hosts"][0]["routes"]:
         if "route" in route:
             route["response_headers_to_add"] = [replies.header(names.HEADER_ANSWERED_BY, ENDPOINT_POOL)]
     configuration["cluster_specifier_plugins"] = [
-        {
-            "extension": typed(
-                CHOICE,
-                "extensions.router.cluster_specifiers.lua.v3.LuaConfig",
-                source_code={"inline_string": choice_script(table, dead)},
-                default_cluster=chain(last, last, last),
-            )
-        }
+        _choice(table, dead, steered=kind) for kind in sorted({False, steered})
     ]
     return configuration

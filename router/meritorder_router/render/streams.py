@@ -1,4 +1,5 @@
-"""Streams: a filter in Lua that a route switches on where the SLA is about tokens, or `addUsage` is set.
+"""A filter in Lua that a route switches on where the SLA is about tokens, `addUsage` is set, or requests have
+size classes.
 
 Time to first token ends with the first `data:` event; SSE comments before it do not count. The filter leaves
 the body alone after that, so the rest of the stream costs nothing. Time per output token needs the last
@@ -8,11 +9,21 @@ The verdict goes into dynamic metadata, where the access loggers read it (`rende
 stream die while a script waits for the next chunk: they are taken anew each time.
 """
 
+from meritorder_api import names
 from meritorder_api.policy import SLAMetric
 from meritorder_api.table import TableSLA
-from meritorder_router.render.json_lua import FIND
+from meritorder_router.render.json_lua import FIND, MOST_STEPS, OUTERMOST
 from meritorder_router.render.loggers import COMPLETION, NAMESPACE, SAMPLE, SLOW, TOKENS, WAITING
 from meritorder_router.render.lua import quote
+from meritorder_router.render.sizes import (
+    ASKED_BY,
+    BYTES_PER_TOKEN,
+    DIGITS,
+    ENDING,
+    LONGEST,
+    READ_BYTES,
+    SIZES,
+)
 
 STREAM_FILTER = "meritorder.streams"
 
@@ -101,6 +112,48 @@ _ADD_USAGE = """\
   end
 """
 
+_CLASSES = f"""\
+local HEADER_CLASS = {quote(names.HEADER_CLASS)}
+local RANK = {{{", ".join(f"[{quote(key)}] = {rank}" for rank, key in enumerate(ASKED_BY, 1))}}}
+local function asked(text)
+  local best, tokens = {len(ASKED_BY) + 1}, nil
+  local at = 1
+  left = {MOST_STEPS}
+  while left > 0 do
+    left = left - 1
+    local _, quoted = text:find({quote(ENDING)} .. '"', at, true)
+    if quoted == nil then break end
+    at = quoted + 1
+    local key = text:sub(math.max(quoted - {LONGEST + 1}, 1), quoted):match('"([a-z_]+)"$')
+    if key and (RANK[key] or best) < best then
+      local from = quoted - #key - 1
+      local digits, to = text:match("^%s*:%s*([1-9]%d*)()%s*[,}}]", at)
+      if digits and #digits <= {DIGITS} and text:byte(from - 1) ~= 92 and outermost(text, from, to) then
+        best, tokens = RANK[key], tonumber(digits)
+      end
+    end
+  end
+  return tokens
+end
+local function class_of(tokens)
+  local class = {SIZES[0]}
+  while class < tokens and class < {SIZES[-1]} do class = class * 2 end
+  return tostring(class)
+end
+"""
+
+_CLASSIFY = f"""\
+  local told = h:headers():get("content-length")
+  local length = told and tonumber(told)
+  if length then
+    local body = length <= {READ_BYTES} and h:body() or nil
+    local tokens = body and asked(body:getBytes(0, body:length())) or length / {BYTES_PER_TOKEN}
+    h:headers():replace(HEADER_CLASS, class_of(tokens))
+    -- For the class; and reading the body has taken time, in which others may have been let in.
+    h:clearRouteCache()
+  end
+"""
+
 
 def _judge(sla: TableSLA) -> tuple[str, str, str]:
     """What an SLA needs: at the head, in a request, in a response."""
@@ -117,9 +170,12 @@ def _judge(sla: TableSLA) -> tuple[str, str, str]:
     return head, _BEGAN, response
 
 
-def stream_script(sla: TableSLA, *, add_usage: bool) -> str | None:
+def stream_script(sla: TableSLA, *, add_usage: bool, size_classes: bool) -> str | None:
     """The filter's source, where there is something to do."""
     head, request, response = _judge(sla)
+    if size_classes:
+        head += OUTERMOST + _CLASSES
+        request += _CLASSIFY
     if add_usage:
         head += FIND
         request += _ADD_USAGE

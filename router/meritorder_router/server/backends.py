@@ -1,8 +1,8 @@
 """What stands behind a policy's pools: Services with their EndpointSlices, or hosts; and what is wrong with
 them.
 
-Pure. Every problem is one sentence for `status.programmed.problems`; what is in order keeps serving beside
-it.
+Pure. Every problem is a reason and one sentence for `status.programmed`; what is in order keeps serving
+beside it.
 """
 
 import ipaddress
@@ -14,6 +14,7 @@ from typing import Final
 
 from meritorder_api.container import secret_file
 from meritorder_api.policy import Host, InferencePolicySpec, Pool
+from meritorder_api.reasons import Reason
 from meritorder_api.table import TableEndpoint, TableTLS
 from meritorder_router.table import NOTHING, PoolBackend
 
@@ -65,6 +66,8 @@ class Resolved:
 
     backends: Mapping[str, PoolBackend]
     problems: tuple[str, ...] = ()
+    reasons: tuple[Reason, ...] = ()
+    """Of the problems, in their order."""
 
     @property
     def ready(self) -> dict[str, int]:
@@ -84,7 +87,7 @@ def resolve(
     namespace; `healthy` is how many of a pool's hosts the agents' health checks find well, where they told.
     """
     backends: dict[str, PoolBackend] = {}
-    problems: list[str] = []
+    problems: list[tuple[Reason, str]] = []
     for pool in spec.pools:
         if pool.backend.service is not None:
             name = pool.backend.service.name
@@ -92,28 +95,32 @@ def resolve(
         else:
             backend, found = _hosts(pool, healthy.get(pool.name), allowed_hosts)
         backends[pool.name] = backend
-        problems += (f"pool `{pool.name}`: {problem}" for problem in found)
-    return Resolved(backends=backends, problems=tuple(problems))
+        problems += ((reason, f"pool `{pool.name}`: {problem}") for reason, problem in found)
+    return Resolved(
+        backends=backends,
+        problems=tuple(problem for _, problem in problems),
+        reasons=tuple(reason for reason, _ in problems),
+    )
 
 
 def _service(
     pool: Pool, service: Service | None, slices: Sequence[EndpointSlice]
-) -> tuple[PoolBackend, list[str]]:
+) -> tuple[PoolBackend, list[tuple[Reason, str]]]:
     wanted = pool.backend.service
     assert wanted is not None
     if service is None:
-        return NOTHING, [f"Service `{wanted.name}` not found in this namespace"]
+        return NOTHING, [_missing(f"Service `{wanted.name}` not found in this namespace")]
     if service.type == "ExternalName":
         return NOTHING, [
-            f"Service `{wanted.name}` is of type ExternalName; name its host under `hosts` instead"
+            _missing(f"Service `{wanted.name}` is of type ExternalName; name its host under `hosts` instead")
         ]
     port = next((port for port in service.ports if port.port == wanted.port), None)
     if port is None:
         has = ", ".join(str(port.port) for port in service.ports) or "none"
-        return NOTHING, [f"Service `{wanted.name}` has no port {wanted.port} (it has {has})"]
-    problems: list[str] = []
+        return NOTHING, [_missing(f"Service `{wanted.name}` has no port {wanted.port} (it has {has})")]
+    problems: list[tuple[Reason, str]] = []
     if any(part.family == "FQDN" for part in slices):
-        problems.append(f"Service `{wanted.name}`: EndpointSlices with host names are ignored")
+        problems.append(_missing(f"Service `{wanted.name}`: EndpointSlices with host names are ignored"))
     families = {part.family for part in slices if part.family != "FQDN" and part.endpoints}
     # A dual-stack Service has each pod once per family: one family is taken, or replicas would count twice.
     family = service.family if service.family in families else min(families, default="IPv4")
@@ -130,8 +137,10 @@ def _service(
     ready = sum(found.values())
     if len(found) > MOST_ENDPOINTS:
         problems.append(
-            f"Service `{wanted.name}` has {len(found)} endpoints; at most {MOST_ENDPOINTS} are routed to, "
-            "ready ones first"
+            _missing(
+                f"Service `{wanted.name}` has {len(found)} endpoints; at most {MOST_ENDPOINTS} are routed "
+                "to, ready ones first"
+            )
         )
     endpoints = tuple(
         TableEndpoint(address=address, port=number, ready=is_ready)
@@ -144,14 +153,20 @@ def _service(
     return PoolBackend(endpoints=endpoints, ready=ready), problems
 
 
-def _hosts(pool: Pool, healthy: int | None, allowed_hosts: Sequence[str]) -> tuple[PoolBackend, list[str]]:
+def _missing(problem: str) -> tuple[Reason, str]:
+    return Reason.BACKEND_NOT_FOUND, problem
+
+
+def _hosts(
+    pool: Pool, healthy: int | None, allowed_hosts: Sequence[str]
+) -> tuple[PoolBackend, list[tuple[Reason, str]]]:
     hosts = pool.backend.hosts or []
-    problems: list[str] = []
+    problems: list[tuple[Reason, str]] = []
     taken: list[Host] = []
     for host in hosts:
         why = refusal(host.host, allowed_hosts)
         if why is not None:
-            problems.append(f"host `{host.host}` is refused: {why}")
+            problems.append((Reason.NOT_ALLOWED, f"host `{host.host}` is refused: {why}"))
         else:
             taken.append(host)
     tls: TableTLS | None = None
@@ -160,8 +175,10 @@ def _hosts(pool: Pool, healthy: int | None, allowed_hosts: Sequence[str]) -> tup
         other = [host for host in taken if _tls(host) != tls]
         for host in other:
             problems.append(
-                f"host `{host.host}` is left out: all hosts of a pool must agree on TLS; "
-                f"set the same `tls.serverName` and CA as `{taken[0].host}` has"
+                _missing(
+                    f"host `{host.host}` is left out: all hosts of a pool must agree on TLS; "
+                    f"set the same `tls.serverName` and CA as `{taken[0].host}` has"
+                )
             )
         taken = [host for host in taken if host not in other]
     places = sorted({(host.host.rstrip("."), host.port) for host in taken})

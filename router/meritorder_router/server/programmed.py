@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from meritorder_api.names import API_VERSION, GROUP, KIND, PLURAL, ROUTER_FIELD_MANAGER, VERSION
+from meritorder_api.reasons import OUT_OF_REACH, Reason, without_code
 from meritorder_api.status import Programmed, Refusal
 from meritorder_router.server.board import Board, View
 from meritorder_router.server.cluster import Key
@@ -38,13 +39,14 @@ def programmed(view: View) -> Programmed | None:
     sequence = routing.sequence if routing is not None else 0
     reports = [(known, known.report) for known in view.agents]
     refused = sorted(
-        (known.identity.pod, report.refused_reason)
+        (known.identity.pod, report.refused_reason, without_code(report.refused_reason, report.refused_code))
         for known, report in reports
         if report.refused_revision and report.policy.uid in ("", uid)
     )
-    problems = list(view.resolved.problems)
+    problems = [*zip(view.resolved.reasons, view.resolved.problems, strict=True), *_out_of_reach(view)]
     if len(problems) > MOST_PROBLEMS:
-        problems = [*problems[: MOST_PROBLEMS - 1], f"and {len(problems) - MOST_PROBLEMS + 1} more"]
+        more = f"and {len(problems) - MOST_PROBLEMS + 1} more"
+        problems = [*problems[: MOST_PROBLEMS - 1], (problems[MOST_PROBLEMS - 1][0], more)]
     return Programmed(
         sequence=sequence,
         agents=len(reports),
@@ -55,12 +57,33 @@ def programmed(view: View) -> Programmed | None:
         silent=len(view.silent),
         fill=view.shares.fill.value,
         refused=[
-            Refusal(agent=pod, reason=reason[:LONGEST_SENTENCE]) for pod, reason in refused[:MOST_REFUSALS]
+            # An operator of the minor version before knows the code only as the sentence's first word.
+            Refusal(agent=pod, code=lacks, reason=sentence[:LONGEST_SENTENCE])
+            for pod, sentence, (lacks, _) in refused[:MOST_REFUSALS]
         ],
         ready=dict(sorted(view.resolved.ready.items())),
-        problems=[problem[:LONGEST_SENTENCE] for problem in problems],
+        problems=[problem[:LONGEST_SENTENCE] for _, problem in problems],
+        problem_reasons=[reason for reason, _ in problems] or None,
         possible_excess=dict(sorted(view.shares.excess.items())) or None,
     )
+
+
+def _out_of_reach(view: View) -> list[tuple[Reason, str]]:
+    """Pools with whose servers agents cannot speak, where the spec, DNS or a certificate must be mended. A
+    server that is down for a while is none of these: its pool's ready replicas say so.
+    """
+    live = [known for known in view.agents if known.identity.uid not in view.silent]
+    said: dict[tuple[str, Reason], list[str]] = {}
+    pools = {pool.name for pool in view.policy.spec.pools}
+    for known in live:
+        for pool, seen in known.report.pools.items():
+            problem = seen.problem
+            if pool in pools and problem is not None and problem.reason in OUT_OF_REACH:
+                said.setdefault((pool, Reason(problem.reason)), []).append(problem.message)
+    return [
+        (reason, f"pool `{pool}`: {min(messages)}" + (" (some agents)" if len(messages) < len(live) else ""))
+        for (pool, reason), messages in sorted(said.items())
+    ]
 
 
 class Writer:

@@ -284,7 +284,8 @@ def _settled(report: AgentReport) -> object:
         report.policy.uid,
         report.applied_revision,
         report.refused_revision,
-        {name: (seen.slice, seen.healthy_endpoints) for name, seen in report.pools.items()},
+        report.refused_reason,
+        {name: (seen.slice, seen.healthy_endpoints, seen.problem) for name, seen in report.pools.items()},
     )
 
 

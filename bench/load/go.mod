@@ -1,0 +1,3 @@
+module meritorder.dev/bench/load
+
+go 1.22
