@@ -83,16 +83,14 @@ class Changing:
             self.tables[n % len(self.tables)](n), sequence=n, target=1000 + 100 * (n % 5), requests=paths
         )
 
-    async def give(self) -> None:
+    async def give(self, content: bytes, revision: str) -> None:
         """Hand out a table, and wait until the agent has it and asks for the next."""
         began = time.monotonic()
-        changed = self.next()
-        self.server.give(changed)
-
-        def asks() -> bool:
-            return self.server.questions[-1].get("revision") == changed.table_revision
-
-        await until(asks, 30, f"the agent takes table {self.sequence}", interval_seconds=0.001)
+        self.server.give(content, revision=revision)
+        async with asyncio.timeout(30):
+            while self.server.questions[-1].get("revision") != revision:
+                self.server.heard.clear()
+                await self.server.heard.wait()
         self.seconds.append(time.monotonic() - began)
 
     async def run(self, changes: int, over_seconds: float = 0.0) -> float:
@@ -101,10 +99,11 @@ class Changing:
         envoy, agent = self.agent.child("envoy"), self.agent.child("agent")
         assert envoy is not None
         assert agent is not None
+        tables = [(one.to_json(), one.table_revision) for one in (self.next() for _ in range(changes))]
         began = time.monotonic()
-        for number in range(changes):
+        for number, (content, revision) in enumerate(tables):
             await asyncio.sleep(max(0.0, began + over_seconds * number / changes - time.monotonic()))
-            await self.give()
+            await self.give(content, revision)
             if number % max(1, changes // 100) == 0:
                 self.look(envoy, agent)
         took = time.monotonic() - began

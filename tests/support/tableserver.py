@@ -24,6 +24,8 @@ class TableServer:
         self.tokens: list[str] = []
         self.questions: list[dict[str, str]] = []
         self.asked = 0
+        self.heard = asyncio.Event()
+        """Set with each question; cleared by who waits for one."""
         self.port = 0
         self._tls = tls
         self._changed = asyncio.Event()
@@ -60,6 +62,7 @@ class TableServer:
         self.asked += 1
         self.tokens.append(request.headers.get("Authorization", ""))
         self.questions.append(dict(request.query))
+        self.heard.set()
         end = asyncio.get_running_loop().time() + float(request.query.get("waitSeconds", "0"))
         while True:
             if self.status is not None:
