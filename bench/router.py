@@ -1,9 +1,11 @@
 """`router`: what a request and a token cost on the way through ours and through the routers in use today.
 
 All contenders stand in front of the same three pools, one worker each on one core; load and pools have the
-others. They take turns, round by round, so that a machine whose speed drifts treats them alike: ratios are of
-one round, and figures medians over the rounds. What counts against a contender is the processor time of all
-its processes; latency is what it adds to that of asking a pool directly in the same round.
+others. They take turns, round by round, so that a machine whose speed drifts treats them alike; figures are
+medians over the rounds. The ratios that are judged are of contenders asked side by side, at the same time:
+on a machine with other work, turns of seconds differ more than contenders do. What counts against a contender
+is the processor time of all its processes; latency is what it adds to that of asking a pool directly in the
+same round.
 """
 
 import hashlib
@@ -42,6 +44,8 @@ NAME: Final = "router"
 LOAD: Final = Path(__file__).parent / "load"
 LEAST_KEPT: Final = 0.95
 """Of an asked rate, below which a contender cannot keep it, and its latency says nothing."""
+FEWER: Final = 10
+"""Times fewer streams are asked of a contender that cannot answer the higher rate."""
 VLLM, PLAIN = "vllm-router", "envoy"
 TIMES_VLLM, TIMES_PLAIN, ADDED_MILLISECONDS = 1.0, 0.8, 1.0
 
@@ -51,6 +55,8 @@ class Plan:
     """Sizes and times."""
 
     rounds: int
+    side_rounds: int
+    side_seconds: float
     connections: int = 64
     warm_seconds: float
     closed_seconds: float
@@ -61,9 +67,25 @@ class Plan:
     """Per stream, 20 a second."""
 
 
-FULL: Final = Plan(rounds=5, warm_seconds=1, closed_seconds=4, open_seconds=(6, 4), streams=500, tokens=100)
+FULL: Final = Plan(
+    rounds=5,
+    side_rounds=15,
+    side_seconds=3,
+    warm_seconds=1,
+    closed_seconds=4,
+    open_seconds=(6, 4),
+    streams=500,
+    tokens=100,
+)
 QUICK: Final = Plan(
-    rounds=1, warm_seconds=0.2, closed_seconds=0.5, open_seconds=(0.5, 0.5), streams=50, tokens=10
+    rounds=1,
+    side_rounds=3,
+    side_seconds=0.5,
+    warm_seconds=0.2,
+    closed_seconds=0.5,
+    open_seconds=(0.5, 0.5),
+    streams=50,
+    tokens=10,
 )
 
 Report = Mapping[str, Any]
@@ -81,6 +103,7 @@ class Turn:
     """By rate: p50 and p99; None: it could not keep the rate."""
     open_cpu: dict[int, float]
     """By rate: processor time per request."""
+    streams: int
     event_cpu: float
     event_latency: tuple[float, float]
     memory_mb: float
@@ -100,6 +123,8 @@ class Bench:
     running: dict[str, Running] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     turns: dict[str, list[Turn]] = field(default_factory=dict)
+    times: dict[str, list[float]] = field(default_factory=dict)
+    """Requests per second and core of ours as a multiple of another one's, asked side by side."""
 
     def port(self, name: str) -> int:
         if name == DIRECT:
@@ -112,16 +137,28 @@ class Bench:
 
     def ask(self, name: str, command: str, **options: float) -> tuple[Report, float]:
         """Run a client; return what it says, and what that cost the contender in seconds."""
+        return self.ask_all([name], command, **options)[name]
+
+    def ask_all(
+        self, names: Sequence[str], command: str, **options: float
+    ) -> dict[str, tuple[Report, float]]:
+        """Run a client for each of them at the same time."""
         flags = [part for key, value in options.items() for part in (f"-{key}", f"{value:g}")]
-        before = self.cost(name)
-        done = subprocess.run(
-            pinned(self.cores, [self.load, command, *flags, f"127.0.0.1:{self.port(name)}"]),
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=180,
-        )
-        return json.loads(done.stdout), self.cost(name) - before
+        before = {name: self.cost(name) for name in names}
+        clients = {
+            name: subprocess.Popen(
+                pinned(self.cores, [self.load, command, *flags, f"127.0.0.1:{self.port(name)}"]),
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for name in names
+        }
+        try:
+            said = {name: client.communicate(timeout=180)[0] for name, client in clients.items()}
+        finally:
+            for client in clients.values():
+                client.kill()
+        return {name: (json.loads(said[name]), self.cost(name) - before[name]) for name in names}
 
 
 def split_cores() -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -172,6 +209,12 @@ def run(folder: Path, screen: Screen, *, quick: bool, only: Sequence[str] = ()) 
                 show(done + 1)
                 if place + 1 == len(names):
                     screen.say(_so_far(bench, round_number))
+        compared = [name for name in (OURS, PLAIN, VLLM) if name in bench.running]
+        if len(compared) > 1 and compared[0] == OURS:
+            with screen.bar(f"{', '.join(compared)} side by side", plan.side_rounds) as show:
+                for done in range(plan.side_rounds):
+                    side_by_side(bench, compared[done % len(compared) :] + compared[: done % len(compared)])
+                    show(done + 1)
     return _result(bench, machine, folder)
 
 
@@ -212,7 +255,10 @@ def turn(bench: Bench, name: str) -> Turn:
         latency[rate] = (found["p50"], found["p99"]) if kept else None
         open_cpu[rate] = cost / max(1, found["items"]) * 1e6
         errors += int(found["errors"])
-    events, spent = bench.ask(name, "streams", streams=plan.streams, tokens=plan.tokens)
+    # One that cannot answer the higher rate would take minutes over all the streams.
+    keeps_up = most["items"] / most["seconds"] >= plan.rates[-1]
+    streams = plan.streams if keeps_up else max(1, plan.streams // FEWER)
+    events, spent = bench.ask(name, "streams", streams=streams, tokens=plan.tokens)
     memory = 0.0 if name == DIRECT else resident_bytes(bench.running[name].child.pid) / 2**20
     return Turn(
         per_second=most["items"] / most["seconds"],
@@ -220,12 +266,25 @@ def turn(bench: Bench, name: str) -> Turn:
         request_cpu=used / max(1, most["items"]) * 1e6,
         latency=latency,
         open_cpu=open_cpu,
+        streams=streams,
         event_cpu=spent / max(1, events["items"]) * 1e6,
         event_latency=(events["p50"], events["p99"]),
         memory_mb=memory,
         errors=errors + int(events["errors"]),
         client_share=most["cpuSeconds"] / most["seconds"],
     )
+
+
+def side_by_side(bench: Bench, names: Sequence[str]) -> None:
+    """Ask all of them at once: they then have the same machine, whatever else it does, and share their core
+    by turns of milliseconds. Ratios are steady where those of turns of seconds are not.
+    """
+    plan = bench.plan
+    found = bench.ask_all(names, "closed", connections=plan.connections // 2, seconds=plan.side_seconds)
+    each = {name: report["items"] / max(cost, 1e-9) for name, (report, cost) in found.items()}
+    for name in names:
+        if name != OURS and each[name]:
+            bench.times.setdefault(name, []).append(each[OURS] / each[name])
 
 
 def _so_far(bench: Bench, number: int) -> str:
@@ -254,12 +313,6 @@ def _added(bench: Bench, name: str, rate: int, which: int) -> list[float]:
     return added
 
 
-def _times(bench: Bench, other: str) -> list[float]:
-    """Ours against another one, requests per second and core, per round."""
-    pairs = zip(bench.turns[OURS], bench.turns[other], strict=True)
-    return [mine.per_core / theirs.per_core for mine, theirs in pairs]
-
-
 def _of(turns: Sequence[Turn], value: Callable[[Turn], float]) -> dict[str, float]:
     return _spread([value(each) for each in turns])
 
@@ -270,6 +323,7 @@ def _figures(bench: Bench, name: str) -> dict[str, Any]:
         "requestsPerSecondPerCore": _of(turns, lambda each: each.per_core),
         "requestsPerSecond": _of(turns, lambda each: each.per_second),
         "requestCpuMicroseconds": _of(turns, lambda each: each.request_cpu),
+        "streams": min(each.streams for each in turns),
         "eventCpuMicroseconds": _of(turns, lambda each: each.event_cpu),
         "eventLatencyMilliseconds": {
             "p50": _of(turns, lambda each: each.event_latency[0]),
@@ -298,10 +352,10 @@ def _cell(found: Mapping[str, float], form: str = ".0f") -> str:
     return f"{found['median']:{form}} ({found['least']:{form}} to {found['most']:{form}})"
 
 
-def _row(title: str, figures: Mapping[str, Any], rates: Sequence[int], *, direct: bool) -> Row:
+def _row(title: str, figures: Mapping[str, Any], plan: Plan, *, direct: bool) -> Row:
     cells = ["—" if direct else _cell(figures["requestsPerSecondPerCore"])]
     cells.append("—" if direct else f"{figures['requestCpuMicroseconds']['median']:.0f}")
-    for rate in rates:
+    for rate in plan.rates:
         at = figures[f"at{rate}"]
         if isinstance(at, str):
             cells.append("not kept")
@@ -309,7 +363,8 @@ def _row(title: str, figures: Mapping[str, Any], rates: Sequence[int], *, direct
             cells.append(f"[{at['p50']['median']:.2f} / {at['p99']['median']:.2f}]")
         else:
             cells.append(f"{_cell(at['addedP50'], '.2f')} / {at['addedP99']['median']:.2f}")
-    cells.append("—" if direct else _cell(figures["eventCpuMicroseconds"], ".1f"))
+    fewer = f", {figures['streams']} streams" if figures["streams"] < plan.streams else ""
+    cells.append("—" if direct else _cell(figures["eventCpuMicroseconds"], ".1f") + fewer)
     latency = figures["eventLatencyMilliseconds"]
     cells.append(f"{latency['p50']['median']:.2f} / {latency['p99']['median']:.1f}")
     cells.append("—" if direct else f"{figures['residentMegabytes']['median']:.0f}")
@@ -323,7 +378,7 @@ def _checks(bench: Bench, ratios: Mapping[str, list[float]]) -> tuple[Check, ...
         if other in ratios:
             checks.append(
                 Check(
-                    name=f"requests per second and core, ours / {other}",
+                    name=f"requests per second and core, side by side, ours / {other}",
                     value=round(quantile(ratios[other], 0.5), 2),
                     relation=">=",
                     target=least,
@@ -348,9 +403,7 @@ def _result(bench: Bench, machine: Mapping[str, Any], folder: Path) -> Result:
     plan = bench.plan
     titles = {DIRECT: "direct [p50 / p99]", **{each.name: each.what for each in CONTENDERS}}
     figures = {name: _figures(bench, name) for name in titles if name in bench.turns}
-    ratios = (
-        {name: _times(bench, name) for name in bench.running if name != OURS} if OURS in bench.running else {}
-    )
+    ratios = bench.times
     left_out = "".join(f" Left out: {name} ({why})." for name, why in bench.missing.items())
     low, high = plan.rates
     picture = _picture(bench, figures, titles, folder)
@@ -373,12 +426,12 @@ def _result(bench: Bench, machine: Mapping[str, Any], folder: Path) -> Result:
             "RSS, MiB",
             "errors",
         ),
-        rows=tuple(
-            _row(titles[name], found, plan.rates, direct=name == DIRECT) for name, found in figures.items()
-        ),
+        rows=tuple(_row(titles[name], found, plan, direct=name == DIRECT) for name, found in figures.items()),
         checks=_checks(bench, ratios),
         setup={
             "rounds": plan.rounds,
+            "sideBySideRounds": plan.side_rounds,
+            "sideBySideSeconds": plan.side_seconds,
             "connections": plan.connections,
             "closedSeconds": plan.closed_seconds,
             "openSeconds": dict(zip(map(str, plan.rates), plan.open_seconds, strict=True)),
@@ -390,7 +443,7 @@ def _result(bench: Bench, machine: Mapping[str, Any], folder: Path) -> Result:
         },
         figures={
             "contenders": figures,
-            "oursTimes": {
+            "oursTimesSideBySide": {
                 name: {**_spread(values), "each": [round(v, 3) for v in values]}
                 for name, values in ratios.items()
             },

@@ -102,7 +102,7 @@ def test_a_short_run_compares_two_contenders_without_an_error(tmp_path: Path) ->
     # 1: a target was missed, which so short a run may not judge.
     assert done.returncode in (0, 1), done.stdout + done.stderr
     assert "Traceback" not in done.stderr, done.stderr
-    assert "ours / envoy" in done.stdout
+    assert "side by side, ours / envoy" in done.stdout
     found = json.loads((tmp_path / "router.json").read_text())
     assert set(found["figures"]["contenders"]) == {"direct", "envoy", "meritorder"}
     for name, figures in found["figures"]["contenders"].items():
