@@ -8,13 +8,14 @@ ARGS ?=
 BIN := .venv/bin
 # The tests' own tools (assets, servers) are run as modules from tests/.
 TOOLS := PYTHONPATH=tests $(BIN)/python -m
+DASHBOARDS := PYTHONPATH=charts $(BIN)/python -m meritorder_dashboards
 LOCK := $(BIN)/uv pip compile --quiet --no-header --no-annotate --generate-hashes --no-emit-index-url --universal --python-version 3.11
 
 FRESH := .venv/generated
 DRIFTED := { echo 'generated files differ from the models; run: make crds' >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test ready check crds chart image sbom pictures assets bench bench-router stress cluster-up cluster-down kind-up kind-down e2e-slow lock clean run-env dev-env system
+.PHONY: help demo test ready check crds chart dashboards image sbom pictures assets bench bench-router stress cluster-up cluster-down kind-up kind-down e2e-slow lock clean run-env dev-env system
 
 help: ## List what can be made
 	@echo 'usage: make TARGET [ARGS="..."] [PYTHON=python3.12]'
@@ -44,12 +45,17 @@ check: dev-env ## Lint, format, types, import contracts, and generated files tha
 	@$(BIN)/meritorder crd | diff -u --label crds/ --label 'meritorder crd' crds/*.yaml - || $(DRIFTED)
 	@diff -ru crds $(FRESH)/crds && diff -ru docs/reference/api.md $(FRESH)/docs/reference/api.md || $(DRIFTED)
 	@$(TOOLS) chart.reference
+	@$(DASHBOARDS) $(FRESH)/dashboards
+	@diff -ru charts/meritorder/dashboards $(FRESH)/dashboards || { echo 'dashboards differ from their code; run: make dashboards' >&2; exit 1; }
 
 crds: run-env ## Write the CRDs and the API reference from the models (then: make chart)
 	@$(BIN)/python -m meritorder_api.crd --write
 
 chart: dev-env ## Write what the Helm chart has from elsewhere: its CRDs, and its table of values
 	@$(TOOLS) chart.reference --write
+
+dashboards: run-env ## Write Grafana's dashboards from their code (ARGS="--runbooks https://.../runbooks#" for other links)
+	@$(DASHBOARDS) $(ARGS)
 
 assets: dev-env ## Get the real servers the tests start: etcd, Kubernetes, Prometheus, kubectl, Helm
 	@$(TOOLS) assets $(ASSETS)

@@ -126,6 +126,8 @@ class System:
             self._await_pool(pool)
         measuring.start()
         self._listen = [(free_port(), free_port()) for _ in range(2)]
+        self.operator_metrics_port = free_port()
+        self.server_metrics_ports = [free_port(), free_port()]
         self._start_prometheus(stack)
         self._start_operator(stack)
         self.control_plane.kubectl.apply(policy(self.pace))
@@ -200,7 +202,8 @@ class System:
             child = Child(
                 [
                     sys.executable, "-m", "meritorder_router", "serve",
-                    "--listen", f"127.0.0.1:{port}", "--metrics-listen", f"127.0.0.1:{free_port()}",
+                    "--listen", f"127.0.0.1:{port}",
+                    "--metrics-listen", f"127.0.0.1:{self.server_metrics_ports[number]}",
                     "--tls-cert", certificate, "--tls-key", key,
                     "--kubeconfig", kubeconfig, "--own-namespace", SYSTEM_NAMESPACE,
                     "--name", f"server-{number}", "--peers", f"https://127.0.0.1:{ports[1 - number]}",
@@ -212,7 +215,7 @@ class System:
             )  # fmt: skip
             stack.callback(child.kill)
             self.servers.append(child.start())
-        urls = [f"https://127.0.0.1:{port}" for port in ports]
+        self.server_urls = urls = [f"https://127.0.0.1:{port}" for port in ports]
         self.routers: list[Router] = []
         for number in range(2):
             pod = f"app-{number}"
@@ -248,11 +251,9 @@ class System:
         for router in self.routers:
             wait_until(functools.partial(accepts, "127.0.0.1", router.port), 30, f"{router.pod} listens")
 
-    def _start_prometheus(self, stack: contextlib.ExitStack) -> None:
+    def _scrape_jobs(self) -> list[Mapping[str, Any]]:
         targets = [f"127.0.0.1:{metrics}" for _, metrics in self._listen]
-        self.poison = stack.enter_context(Exporter())
-        interval = f"{self.pace.scrape_seconds}s"
-        jobs: list[Mapping[str, Any]] = [
+        return [
             {
                 "job_name": f"routers{suffix}",
                 "metrics_path": path,
@@ -264,6 +265,11 @@ class System:
                 ("-poison", "/metrics", [self.poison.address]),
             )
         ]
+
+    def _start_prometheus(self, stack: contextlib.ExitStack) -> None:
+        self.poison = stack.enter_context(Exporter())
+        interval = f"{self.pace.scrape_seconds}s"
+        jobs = self._scrape_jobs()
         times = {"scrape_interval": interval, "scrape_timeout": interval}
         self._idle_config = yaml.safe_dump({"global": times})
         self._config = yaml.safe_dump({"global": times, "scrape_configs": jobs})
@@ -276,7 +282,7 @@ class System:
                 "--kubeconfig", self.control_plane.kubeconfig_for(SYSTEM_NAMESPACE, "meritorder-operator"),
                 "--lease-namespace", SYSTEM_NAMESPACE,
                 "--prometheus-url", self.prometheus.url,
-                "--health-port", str(free_port()), "--metrics-port", str(free_port()),
+                "--health-port", str(free_port()), "--metrics-port", str(self.operator_metrics_port),
                 "--server-name", "localhost", "--server-name", "127.0.0.1",
                 "--log-format", "json",
             ],
