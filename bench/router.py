@@ -68,14 +68,14 @@ class Plan:
 
 
 FULL: Final = Plan(
-    rounds=5,
+    rounds=3,
     side_rounds=15,
-    side_seconds=3,
-    warm_seconds=1,
-    closed_seconds=4,
-    open_seconds=(6, 4),
+    side_seconds=2,
+    warm_seconds=0.5,
+    closed_seconds=3,
+    open_seconds=(4, 3),
     streams=500,
-    tokens=100,
+    tokens=60,
 )
 QUICK: Final = Plan(
     rounds=1,
