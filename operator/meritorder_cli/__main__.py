@@ -18,6 +18,7 @@ COMMANDS: Final = {
     "recommend": "meritorder_cli.commands.cluster:recommend",
     "pause": "meritorder_cli.commands.cluster:pause",
     "resume": "meritorder_cli.commands.cluster:resume",
+    "doctor": "meritorder_cli.commands.doctor:doctor",
     "pools": "meritorder_cli.commands.pools:pools",
     "crd": "meritorder_cli.commands.crd:crd",
 }
