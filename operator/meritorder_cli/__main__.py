@@ -13,9 +13,12 @@ COMMANDS: Final = {
     "run": "meritorder_cli.commands.run:run",
     "demo": "meritorder_cli.commands.demo:demo",
     "explain": "meritorder_cli.commands.cluster:explain",
+    "top": "meritorder_cli.commands.top:top",
     "history": "meritorder_cli.commands.cluster:history",
+    "recommend": "meritorder_cli.commands.cluster:recommend",
     "pause": "meritorder_cli.commands.cluster:pause",
     "resume": "meritorder_cli.commands.cluster:resume",
+    "doctor": "meritorder_cli.commands.doctor:doctor",
     "pools": "meritorder_cli.commands.pools:pools",
     "crd": "meritorder_cli.commands.crd:crd",
 }

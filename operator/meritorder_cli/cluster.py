@@ -1,6 +1,7 @@
 """Reading and pausing policies of a cluster for the command line; one sentence where it fails."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
@@ -43,12 +44,19 @@ def suspend(name: str, namespace: str | None, kubeconfig: Path | None, *, suspen
     return _asked(name, namespace, kubeconfig, ask)
 
 
-def _asked(
-    name: str,
-    namespace: str | None,
-    kubeconfig: Path | None,
-    ask: Callable[[Cluster], Awaitable[Answer]],
-) -> Answer:
+async def listed(cluster: Cluster, namespace: str | None, *, everywhere: bool) -> list[InferencePolicy]:
+    """The policies of one namespace, or of all; what is no policy is left out (`doctor` tells of it)."""
+    chosen = () if everywhere else (namespace or cluster.namespace,)
+    found = []
+    for manifest in await cluster.policies(chosen):
+        with contextlib.suppress(PolicyError):
+            found.append(InferencePolicy.parse(manifest))
+    return found
+
+
+def asked(kubeconfig: Path | None, ask: Callable[[Cluster], Awaitable[Answer]]) -> Answer:
+    """Connect, ask, and complain in one sentence."""
+
     async def run() -> Answer:
         try:
             cluster = Cluster.connect(kubeconfig)
@@ -56,14 +64,27 @@ def _asked(
             raise WrongUse(f"no cluster: {error}") from error
         try:
             return await ask(cluster)
-        except Refused as error:
-            where = namespace or cluster.namespace
-            if error.status == 404:
-                raise Complaint(f"no policy `{name}` in namespace `{where}`") from error
-            raise Complaint(str(error)) from error
         except (ClusterError, PolicyError) as error:
             raise Complaint(str(error)) from error
         finally:
             await cluster.close()
 
     return asyncio.run(run())
+
+
+def _asked(
+    name: str,
+    namespace: str | None,
+    kubeconfig: Path | None,
+    ask: Callable[[Cluster], Awaitable[Answer]],
+) -> Answer:
+    async def run(cluster: Cluster) -> Answer:
+        try:
+            return await ask(cluster)
+        except Refused as error:
+            if error.status != 404:
+                raise
+            where = namespace or cluster.namespace
+            raise Complaint(f"no policy `{name}` in namespace `{where}`") from error
+
+    return asked(kubeconfig, run)

@@ -1,6 +1,7 @@
 """A policy's status in words: what `meritorder explain` and `history` print. Pure."""
 
 from collections.abc import Iterator
+from datetime import datetime
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -9,7 +10,8 @@ from rich.text import Text
 from meritorder_api.policy import Mode
 from meritorder_api.resource import InferencePolicy
 from meritorder_api.status import PoolStatus
-from meritorder_cli.report.words import DASH, milliseconds, promise, whole_percent
+from meritorder_cli.report.words import DASH, age, milliseconds, promise, whole_percent
+from meritorder_cli.view import ACTIONS
 
 _STATUS = {"True": "green", "False": "bold red", "Unknown": "yellow"}
 
@@ -43,12 +45,23 @@ def explain(policy: InferencePolicy) -> RenderableType:
     return Group(*parts)
 
 
-def history(policy: InferencePolicy) -> list[str]:
-    """The last decisions that changed something, newest first, one line each."""
-    return [
-        f"{one.evaluated_at}  {one.action:<11} {one.reason}: {one.message}"
-        for one in policy.status.history or []
-    ]
+def history(policy: InferencePolicy, now: float) -> RenderableType:
+    """The last decisions that changed something, newest first."""
+    if not policy.status.history:
+        return Text("no decision has changed anything yet")
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    table.add_column("age", justify="right", no_wrap=True)
+    table.add_column("action", no_wrap=True)
+    table.add_column("reason", no_wrap=True)
+    table.add_column("message")
+    for one in policy.status.history:
+        table.add_row(
+            age(now - datetime.fromisoformat(one.evaluated_at).timestamp()),
+            Text(one.action, style=ACTIONS.get(one.action, "")),
+            one.reason,
+            Text(one.message),
+        )
+    return table
 
 
 def _pools(pools: list[PoolStatus]) -> Table:

@@ -19,7 +19,7 @@ from meritorder_cli.report.words import DASH, dollars, milliseconds, percent, wh
 
 COLOURS = ("green", "yellow", "magenta", "blue", "red", "cyan", "bright_magenta", "white")
 _STATES = {"Meets": "green", "Misses": "bold red", "Unsure": "yellow", "Idle": "dim", "Unknown": "yellow"}
-_ACTIONS = {
+ACTIONS = {
     "Cut": "red",
     "Drain": "red",
     "Grow": "green",
@@ -235,7 +235,7 @@ def _decisions(records: Sequence[DecisionRecord], width: int, lines: int) -> Ren
         if lines < rows:
             break
         lines -= rows
-        style = _ACTIONS.get(record.action, "dim")
+        style = ACTIONS.get(record.action, "dim")
         grid = Table.grid()
         grid.add_column(width=14)
         grid.add_column(width=room)

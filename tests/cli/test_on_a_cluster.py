@@ -1,4 +1,4 @@
-"""`explain`, `history`, `pause` and `resume` against a real API server."""
+"""`explain`, `history`, `recommend`, `top`, `pause` and `resume` against a real API server."""
 
 import json
 from pathlib import Path
@@ -100,10 +100,23 @@ def test_explains_a_policy(control_plane: ControlPlane, namespace: str) -> None:
 def test_lists_what_was_decided(control_plane: ControlPlane, namespace: str) -> None:
     code, out, _ = on(control_plane, namespace, "history", "chat")
     assert code == 0
-    assert [line.split()[:2] for line in out.splitlines()] == [
-        ["2026-05-04T10:00:52Z", "Cut"],
-        ["2026-05-04T10:00:00Z", "Start"],
-    ]
+    head, *lines = out.splitlines()
+    assert head.split() == ["age", "action", "reason", "message"]
+    starts = [line.split()[1:3] for line in lines if not line.startswith(" " * 10)]
+    assert starts == [["Cut", "SlowedDown"], ["Start", "FirstDecision"]]
+
+
+@pytest.mark.usefixtures("policy")
+def test_recommends_and_lists_all_policies(control_plane: ControlPlane, namespace: str) -> None:
+    code, out, _ = on(control_plane, namespace, "recommend", "chat", "-o", "json")
+    assert code == 0
+    assert [pool["name"] for pool in json.loads(out)["pools"]] == ["l40s", "h100"]
+    code, out, _ = on(control_plane, namespace, "top")
+    assert code == 0
+    assert out.splitlines()[-1] == "1 policy, 1 of them missing the SLA, $0.00/h"
+    code, out, _ = on(control_plane, namespace, "top", "-A", "-o", "json")
+    assert code == 0
+    assert (namespace, "chat") in [(one["namespace"], one["policy"]) for one in json.loads(out)]
 
 
 @pytest.mark.usefixtures("policy")
@@ -120,7 +133,7 @@ def test_pauses_and_resumes(control_plane: ControlPlane, namespace: str) -> None
 
 
 def test_says_that_there_is_no_such_policy(control_plane: ControlPlane, namespace: str) -> None:
-    for command in ("explain", "history", "pause", "resume"):
+    for command in ("explain", "history", "recommend", "pause", "resume"):
         code, out, err = on(control_plane, namespace, command, "chat")
         assert (code, out) == (1, "")
         assert err == f"Error: no policy `chat` in namespace `{namespace}`\n"

@@ -22,6 +22,16 @@ def seconds(value: float | None) -> str:
     return f"{value * 1000:.0f} ms" if value < 1 else f"{value:.2f} s"
 
 
+def age(value: float) -> str:
+    """How long ago in seconds something was, as kubectl says it: `48s`, `12m`, `3h12m`, `5d4h`."""
+    whole = max(0, int(value))
+    for size, unit, below, small in ((86_400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 0, "")):
+        if whole >= size:
+            rest = whole % size // below if below and whole < 10 * size else 0
+            return f"{whole // size}{unit}" + (f"{rest}{small}" if rest else "")
+    return f"{whole}s"
+
+
 def milliseconds(value: float | None) -> str:
     """Milliseconds for people."""
     return seconds(None if value is None else value / 1000)
