@@ -23,7 +23,7 @@ ROOT: Final = Path(__file__).parents[2]
 CHART: Final = ROOT / "charts" / "meritorder"
 BEGIN: Final = "<!-- values: written by `make chart` from values.yaml -->\n"
 END: Final = "<!-- end of values -->\n"
-WHOLE: Final = ("resources",)
+WHOLE: Final = ("labels", "resources")
 """Maps that are one value."""
 
 

@@ -30,6 +30,9 @@ ONLY_IN_FAILURE = {
 }
 """What answers only where something is wrong: `test_what_only_failures_show_is_shown` makes it go wrong."""
 
+AT_A_LIMIT = "meritorder_pool_replicas_cheapest"
+"""Answers once a pool was driven to its limit, which depends on the load: here it may, and need not."""
+
 Where = tuple[str, str]
 
 
@@ -78,7 +81,7 @@ def test_prometheus_takes_every_query(system: Watched) -> None:
 def test_every_panel_has_data(system: Watched) -> None:
     asked = [(where, expr) for where, expr in queries() if where not in ONLY_IN_FAILURE]
     assert len(asked) > 90
-    unanswered = dict.fromkeys((where, expr) for where, expr in asked)
+    unanswered = dict.fromkeys((where, expr) for where, expr in asked if AT_A_LIMIT not in expr)
 
     def all_answered() -> bool:
         for where, expr in list(unanswered):
