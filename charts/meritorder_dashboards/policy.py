@@ -409,7 +409,9 @@ _CLASSES: Final = (
         ),
         queries=(
             Query(
-                f"{rate(names.SAMPLES_SLOW, POOLS, 'pool, class')}"
+                f"({rate(names.SAMPLES_SLOW, POOLS, 'pool, class')}"
+                # A class of which none was slow yet has no such series.
+                f" or {rate(names.SAMPLES, POOLS, 'pool, class')} * 0)"
                 f" / ({rate(names.SAMPLES, POOLS, 'pool, class')} > 0)",
                 "{{pool}} {{class}}",
             ),

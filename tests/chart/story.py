@@ -93,7 +93,9 @@ class Story:
     async def _serve(self) -> None:
         """A router by hand: it takes its table, and says that it applied it, until that is in the status."""
         token = self.cluster.token_for(self.home, "default", audiences=["meritorder"], pod="app-0")
-        bundle = self.cluster.request("GET", f"/api/v1/namespaces/{self.home}/configmaps/meritorder-ca")
+        path = f"/api/v1/namespaces/{self.home}/configmaps/meritorder-ca"
+        wait_until(lambda: self.cluster.client.get(path).is_success, 30, "the operator tells whom to trust")
+        bundle = self.cluster.request("GET", path)
         context = ssl.create_default_context(cadata=bundle["data"]["ca.crt"])
         transport = ByName(self.release.server_name, verify=context)
         server = as_server(self.server, context, self.namespace)

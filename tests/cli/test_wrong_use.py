@@ -202,9 +202,12 @@ def test_help_is_quick_and_lists_what_there_is() -> None:
         "run",
         "demo",
         "explain",
+        "top",
         "history",
+        "recommend",
         "pause",
         "resume",
+        "doctor",
         "pools",
         "crd",
     ]

@@ -166,7 +166,7 @@ async def test_a_table_over_which_envoy_ends_is_taken_back_and_not_tried_again(
     good = table([pool(a), pool(b)])
     assert isinstance(await router.apply(good), Applied)
     # No table that passes the checks is known to end Envoy, so the renderer is made to write one that does.
-    monkeypatch.setattr("meritorder_router.render.routes.choice_script", lambda *_: "os.exit(3)")
+    monkeypatch.setattr("meritorder_router.render.routes.choice_script", lambda *_, **__: "os.exit(3)")
     bad = table([pool(b), pool(a)], sequence=2)
 
     result = await router.apply(bad)
@@ -276,6 +276,8 @@ def within(tmp_path: Path) -> list[str | Path]:
     stdlib, packages = sysconfig.get_path("stdlib"), sysconfig.get_path("purelib")
     read = {ROOT, tmp_path, Path(stdlib).parents[1], Path(packages), Path(sys.executable).parent}
     read |= {Path(find_envoy()).parent, Path(sys.prefix), Path(sys.base_prefix)}
+    # The dependencies may be in an environment of the user's cache.
+    read |= {path for path in map(Path, sys.path) if path.is_absolute() and path.is_dir()}
     paths = sorted({path.resolve() for path in read})
     tmp_path.chmod(0o755)
     command: list[str | Path] = ["unshare", "--mount", "--propagation", "private", "--"]
