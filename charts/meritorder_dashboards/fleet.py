@@ -18,9 +18,12 @@ from meritorder_dashboards.grafana import (
     Row,
 )
 from meritorder_dashboards.promql import (
+    COST,
     OF_POLICY,
     OF_POOL,
     POLICIES,
+    REALISED,
+    SAVED_SHARE,
     alerts,
     chosen,
     decisions,
@@ -30,12 +33,10 @@ from meritorder_dashboards.promql import (
     total,
 )
 
-_COST: Final = gauge("meritorder_cost_per_hour", POLICIES, OF_POLICY)
-_REALISED: Final = gauge("meritorder_savings_per_hour", f'{POLICIES}, kind="realised"', OF_POLICY)
 _POSSIBLE: Final = gauge("meritorder_savings_per_hour", f'{POLICIES}, kind="possible"', OF_POLICY)
 # A policy whose comparison is not measured yet counts as one that saves nothing.
-_BASELINE: Final = f"sum (({_REALISED} + {_COST}) or {_COST})"
-_NEEDED: Final = f"sum (({_REALISED} + {_COST} - {_POSSIBLE}) or {_COST})"
+_BASELINE: Final = f"sum (({REALISED} + {COST}) or {COST})"
+_NEEDED: Final = f"sum (({REALISED} + {COST} - {_POSSIBLE}) or {COST})"
 _SLOW: Final = (
     f"{increase(names.CLIENT_SLOW, POLICIES, over='$__range')}"
     f" / ({increase(names.CLIENT_REQUESTS, POLICIES, over='$__range')} > 0)"
@@ -110,7 +111,7 @@ _TOP: Final = (
             "Negative: more"
             " replicas are ready than that would need. Unknown until the fallback pool's limit was learned."
         ),
-        queries=(Query(f"sum ({_REALISED})"),),
+        queries=(Query(f"sum ({REALISED})"),),
         unit="currencyUSD",
         decimals=2,
         width=3,
@@ -123,7 +124,7 @@ _TOP: Final = (
         kind="stat",
         title="Saved",
         description="The same as a share of what the fallback pools alone would cost.",
-        queries=(Query(f"sum ({_REALISED}) / (sum ({_REALISED} + {_COST}) > 0)"),),
+        queries=(Query(SAVED_SHARE),),
         unit="percentunit",
         decimals=0,
         width=3,
@@ -138,7 +139,7 @@ _TOP: Final = (
             "US dollars saved in the time shown: the sum over its hours. What was not measured adds nothing."
         ),
         queries=(
-            Query(f"sum (sum_over_time(({_REALISED})[$__range:$__interval])) * $__interval_ms / 3600000"),
+            Query(f"sum (sum_over_time(({REALISED})[$__range:$__interval])) * $__interval_ms / 3600000"),
         ),
         unit="currencyUSD",
         decimals=2,
@@ -309,8 +310,8 @@ _POLICIES: Final = (
                 gauge("meritorder_sla_target_seconds", POLICIES, OF_POLICY),
                 gauge("meritorder_sla_attained_seconds", POLICIES, OF_POLICY),
                 rate(names.CLIENT_REQUESTS, POLICIES, OF_POLICY),
-                _COST,
-                _REALISED,
+                COST,
+                REALISED,
                 _POSSIBLE,
                 gauge("meritorder_observation_age_seconds", POLICIES, OF_POLICY),
             )

@@ -7,9 +7,11 @@ from typing import Final
 from meritorder_api import metric_names as names
 from meritorder_dashboards.grafana import BLUE, GREEN, ORANGE, RED, Dashboard, Panel, Query, Row, Variable
 from meritorder_dashboards.promql import (
+    COST,
     OF_POLICY,
     POLICIES,
     POOLS,
+    SAVED_SHARE,
     alerts,
     chosen,
     decisions,
@@ -19,9 +21,6 @@ from meritorder_dashboards.promql import (
     rate,
     total,
 )
-
-_REALISED: Final = gauge("meritorder_savings_per_hour", f'{POLICIES}, kind="realised"', OF_POLICY)
-_COST: Final = gauge("meritorder_cost_per_hour", POLICIES, OF_POLICY)
 
 _TOP: Final = (
     Panel(
@@ -105,7 +104,7 @@ _TOP: Final = (
             "Against serving the same peak on the fallback pool alone. Unknown until that pool's limit "
             "was learned."
         ),
-        queries=(Query(f"sum ({_REALISED}) / (sum ({_REALISED} + {_COST}) > 0)"),),
+        queries=(Query(SAVED_SHARE),),
         unit="percentunit",
         decimals=0,
         width=3,
@@ -120,7 +119,7 @@ _TOP: Final = (
         description=(
             "The bill of the ready replicas divided by the requests served now: low traffic makes it dear."
         ),
-        queries=(Query(f"sum ({_COST}) / ({rate(names.CLIENT_REQUESTS, POLICIES)} > 0) / 3.6"),),
+        queries=(Query(f"sum ({COST}) / ({rate(names.CLIENT_REQUESTS, POLICIES)} > 0) / 3.6"),),
         unit="currencyUSD",
         decimals=2,
         width=3,

@@ -47,6 +47,13 @@ def _sum(by: str) -> str:
     return f"sum by ({by})" if by else "sum"
 
 
+COST: Final = gauge("meritorder_cost_per_hour", POLICIES, OF_POLICY)
+"""Per policy: what its ready replicas cost."""
+REALISED: Final = gauge("meritorder_savings_per_hour", f'{POLICIES}, kind="realised"', OF_POLICY)
+"""Per policy: how much less that is than the same peak on the fallback pool alone."""
+SAVED_SHARE: Final = f"sum ({REALISED}) / (sum ({REALISED} + {COST}) > 0)"
+
+
 def chosen(*, many: bool) -> tuple[Variable, Variable]:
     """Namespace and policy."""
     return (

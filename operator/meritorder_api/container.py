@@ -217,6 +217,20 @@ def _security(user: int | None) -> Json:
     }
 
 
+def servers_at(namespace: str) -> str:
+    """The URL of the router servers of a namespace, by their Service."""
+    return f"https://{names.ROUTER_SERVICE}.{namespace}.svc"
+
+
+def read_user(text: str) -> int | None:
+    """Read a user's number; `none` leaves it to the image and the cluster. ValueError says what is wrong."""
+    if text == "none":
+        return None
+    if not text.isdecimal() or int(text) == 0:
+        raise ValueError("must be the number of a user who is not root, or `none`")
+    return int(text)
+
+
 def read_resources(text: str) -> Mapping[str, Any]:
     """Read resources of a container as JSON, such as `{"limits": {"memory": "512Mi"}}`; ValueError says what
     is wrong.

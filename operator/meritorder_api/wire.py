@@ -8,6 +8,7 @@ the CRD says too: each refusal has one text, wherever it comes from.
 import re
 from collections import Counter
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Annotated, Any, Final, NamedTuple
 
@@ -143,6 +144,11 @@ def without_nulls(value: Any) -> Any:
     if isinstance(value, list):
         return [without_nulls(child) for child in value]
     return value
+
+
+def moment(at: float) -> str:
+    """Write Unix seconds as the API writes times."""
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def figure(value: float | Decimal, digits: int = 2) -> str:

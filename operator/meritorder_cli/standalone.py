@@ -12,7 +12,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from rich.console import Console
 
 from meritorder_api.resource import InferencePolicy
 from meritorder_api.table import TableSLA
+from meritorder_api.wire import moment
 from meritorder_cli.backends import Backends, Place, parse_backends, put_behind
 from meritorder_cli.complaint import DONE, Complaint, WrongUse
 from meritorder_cli.document import ClientSide, Document, PoolFacts
@@ -248,7 +248,7 @@ def _document(task: Task, session: Session, client: ClientSide | None) -> Docume
         sla=spec.sla.dump(),
         policy=session.policy.metadata.name,
         fallback_pool=contender.pools[-1].name,
-        started_at=datetime.fromtimestamp(session.started_at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        started_at=moment(session.started_at),
         seconds=round(session.elapsed, 1),
         warmup_seconds=ledger.warmup_seconds,
         step_seconds=ledger.step_seconds or STEP_SECONDS,

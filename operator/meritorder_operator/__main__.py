@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import click
 import uvloop
 
-from meritorder_api.container import GATEWAY_RESOURCES, USER, RouterSettings, read_resources
+from meritorder_api.container import GATEWAY_RESOURCES, USER, RouterSettings, read_resources, read_user
 from meritorder_api.version import own_version
 from meritorder_operator import logs
 from meritorder_operator.prometheus.client import Server
@@ -47,19 +47,14 @@ def _url(_: click.Context, parameter: click.Parameter, value: str | None) -> str
     return value
 
 
-def _resources(_: click.Context, __: click.Parameter, value: str) -> Mapping[str, Any]:
-    try:
-        return read_resources(value)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from None
+def _read(how: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, str], Any]:
+    def read(_: click.Context, __: click.Parameter, value: str) -> Any:
+        try:
+            return how(value)
+        except ValueError as error:
+            raise click.BadParameter(str(error)) from None
 
-
-def _user(_: click.Context, __: click.Parameter, value: str) -> int | None:
-    if value == "none":
-        return None
-    if not value.isdecimal() or int(value) == 0:
-        raise click.BadParameter("must be the number of a user who is not root, or `none`")
-    return int(value)
+    return read
 
 
 @click.command(context_settings={"max_content_width": 110})
@@ -118,13 +113,13 @@ def _user(_: click.Context, __: click.Parameter, value: str) -> int | None:
 )
 @_option(
     "--gateway-resources",
-    callback=_resources,
+    callback=_read(read_resources),
     default=json.dumps(GATEWAY_RESOURCES),
     help="Their resources, as JSON.",
 )
 @_option(
     "--gateway-user",
-    callback=_user,
+    callback=_read(read_user),
     default=str(USER),
     help="User and group that they run as; `none` leaves it to the image and the cluster.",
 )

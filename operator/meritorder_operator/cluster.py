@@ -28,6 +28,8 @@ from meritorder_operator.connection import Answer, Connection, ConnectionFailed
 Manifest = dict[str, Any]
 
 APPLY: Final = "application/apply-patch+yaml"
+PAGE: Final = 200
+"""Objects that are listed at a time."""
 AT_ONCE: Final = 8
 """Requests under way at a time: hundreds of policies that change at once must not crowd the API server."""
 POLICIES: Final = f"/apis/{names.GROUP}/{names.VERSION}"
@@ -128,6 +130,27 @@ class Cluster:
         params = {"fieldManager": names.OPERATOR_FIELD_MANAGER, "force": "true"}
         return await self.request("PATCH", path, body, params=params, content_type=APPLY)
 
+    async def find(self, path: str) -> Manifest | None:
+        """The object there, None where there is none."""
+        try:
+            return await self.request("GET", path)
+        except Refused as error:
+            if error.status != 404:
+                raise
+            return None
+
+    async def list_all(self, path: str, *, selector: str = "") -> list[Manifest]:
+        """All objects under a collection's path, or those with these labels, page by page."""
+        params = {"limit": str(PAGE), **({"labelSelector": selector} if selector else {})}
+        found: list[Manifest] = []
+        while True:
+            page = await self.request("GET", path, params=params)
+            found += page.get("items") or ()
+            following = (page.get("metadata") or {}).get("continue")
+            if not following:
+                return found
+            params["continue"] = following
+
     async def policy(self, namespace: str, name: str) -> Manifest:
         """The policy as it is now."""
         return await self.request("GET", f"{POLICIES}/namespaces/{namespace}/{names.PLURAL}/{name}")
@@ -135,16 +158,10 @@ class Cluster:
     async def policies(self, namespaces: tuple[str, ...]) -> list[Manifest]:
         """All policies of these namespaces, or of all."""
         found: list[Manifest] = []
+        kinds = {"apiVersion": names.API_VERSION, "kind": names.KIND}
         for namespace in namespaces or ("",):
             place = f"/namespaces/{namespace}" if namespace else ""
-            params = {"limit": "200"}
-            while True:
-                page = await self.request("GET", f"{POLICIES}{place}/{names.PLURAL}", params=params)
-                kinds = {"apiVersion": names.API_VERSION, "kind": names.KIND}
-                found += [kinds | item for item in page.get("items") or ()]
-                if not (page.get("metadata") or {}).get("continue"):
-                    break
-                params["continue"] = page["metadata"]["continue"]
+            found += [kinds | item for item in await self.list_all(f"{POLICIES}{place}/{names.PLURAL}")]
         return found
 
     async def apply_status(self, manifest: Mapping[str, Any], status: Mapping[str, Any]) -> Manifest:

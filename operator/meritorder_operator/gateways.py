@@ -30,7 +30,6 @@ LIST_SECONDS: Final = 30.0
 APPLY_SECONDS: Final = 600.0
 """How often they are applied though nothing seems to have changed: what somebody edited is put right."""
 RETRY_SECONDS: Final = 10.0
-PAGE: Final = 500
 
 Place = tuple[Kind, str, str]
 """Kind, namespace and name of an object."""
@@ -173,11 +172,8 @@ class Gateways:
         log.info("%s: gateway `%s` is as it should be", view.key, gateway.name_of(view.name))
 
     async def _refuse_foreign(self, path: str, kind: Kind, name: str, view: PolicyView) -> None:
-        try:
-            there = await self._cluster.request("GET", path)
-        except Refused as error:
-            if error.status != 404:
-                raise
+        there = await self._cluster.find(path)
+        if there is None:
             return
         found = _found(there)
         if found.owner == view.uid:
@@ -216,7 +212,8 @@ class Gateways:
         try:
             for kind in KINDS:
                 for namespace in self._namespaces or (None,):
-                    for item in await self._all(kind.path(namespace)):
+                    items = await self._cluster.list_all(kind.path(namespace), selector=gateway.SELECTOR)
+                    for item in items:
                         metadata = item["metadata"]
                         there[kind, metadata["namespace"], metadata["name"]] = _found(item)
         except ClusterError as error:
@@ -226,17 +223,6 @@ class Gateways:
             return
         self._told.pop("", None)
         self._there, self._listed = there, True
-
-    async def _all(self, path: str) -> list[dict[str, Any]]:
-        params = {"labelSelector": gateway.SELECTOR, "limit": str(PAGE)}
-        items: list[dict[str, Any]] = []
-        while True:
-            page = await self._cluster.request("GET", path, params=params)
-            items += page.get("items") or ()
-            following = (page.get("metadata") or {}).get("continue")
-            if not following:
-                return items
-            params["continue"] = following
 
 
 def _found(manifest: dict[str, Any]) -> Found:

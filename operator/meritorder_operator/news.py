@@ -8,15 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from meritorder_api import events
 from meritorder_api.names import API_VERSION, KIND, OPERATOR_FIELD_MANAGER
 from meritorder_api.reasons import Action, ConditionType, Reason
 from meritorder_core.outcome import ConditionReport
 from meritorder_operator import conditions
 
-LONGEST_NOTE: Final = 1000
 _QUIET: Final = (Reason.PENDING.value, Reason.NO_TRAFFIC.value, Reason.NO_AGENTS.value)
 """Reasons that come and go in everyday life: seen in the condition, not told."""
-_GROWTH: Final = (Reason.CLEAN_SAMPLES.value, Reason.LIMIT_REACHED_CLEAN.value)
+_GROWTH: Final = frozenset({Reason.CLEAN_SAMPLES.value, Reason.LIMIT_REACHED_CLEAN.value})
 """Reasons of a step up, of which chance picks one: whether a slow request was among those that allow it."""
 
 
@@ -53,7 +53,7 @@ def _goes_on(latest: Mapping[str, Any], last: Mapping[str, Any]) -> bool:
     """Whether a decision only goes on with what was told: growth goes in many steps, and the first tells."""
     if not latest["action"] == last.get("action") == Action.GROW.value:
         return False
-    return latest["reason"] == last["reason"] or {latest["reason"], last["reason"]} == set(_GROWTH)
+    return latest["reason"] == last["reason"] or {latest["reason"], last["reason"]} == _GROWTH
 
 
 def _is_news(kind: ConditionType, then: ConditionReport | None, now: ConditionReport) -> bool:
@@ -72,25 +72,21 @@ def _is_news(kind: ConditionType, then: ConditionReport | None, now: ConditionRe
 def event(manifest: Mapping[str, Any], news: News, *, now: str, name: str, instance: str) -> dict[str, Any]:
     """An Event object about a policy; `name` must be new."""
     metadata = manifest["metadata"]
-    return {
-        "apiVersion": "v1",
-        "kind": "Event",
-        "metadata": {"name": name, "namespace": metadata["namespace"]},
-        "involvedObject": {
-            "apiVersion": API_VERSION,
-            "kind": KIND,
-            "namespace": metadata["namespace"],
-            "name": metadata["name"],
-            "uid": metadata.get("uid", ""),
-            "resourceVersion": metadata.get("resourceVersion", ""),
-        },
-        "type": "Warning" if news.warning else "Normal",
-        "reason": news.reason,
-        "message": news.message[:LONGEST_NOTE],
-        "source": {"component": OPERATOR_FIELD_MANAGER},
-        "reportingComponent": OPERATOR_FIELD_MANAGER,
-        "reportingInstance": instance[:128],
-        "firstTimestamp": now,
-        "lastTimestamp": now,
-        "count": 1,
+    about = {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "namespace": metadata["namespace"],
+        "name": metadata["name"],
+        "uid": metadata.get("uid", ""),
+        "resourceVersion": metadata.get("resourceVersion", ""),
     }
+    return events.event(
+        about,
+        reason=news.reason,
+        message=news.message,
+        warning=news.warning,
+        name=name,
+        component=OPERATOR_FIELD_MANAGER,
+        instance=instance,
+        now=now,
+    )

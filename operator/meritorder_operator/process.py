@@ -17,7 +17,7 @@ from typing import Any, Final
 from prometheus_client import CollectorRegistry
 
 from meritorder_api import names
-from meritorder_api.container import RouterSettings
+from meritorder_api.container import RouterSettings, servers_at
 from meritorder_operator import handlers
 from meritorder_operator.cluster import Cluster, ClusterError, LeaseLost
 from meritorder_operator.gateways import Gateways
@@ -167,8 +167,7 @@ class Operator:
 def _gateway_settings(settings: Settings, namespace: str) -> RouterSettings | None:
     if settings.gateway is None or settings.gateway.server_urls:
         return settings.gateway
-    service = f"https://meritorder-router.{settings.lease_namespace or namespace}.svc"
-    return replace(settings.gateway, server_urls=(service,))
+    return replace(settings.gateway, server_urls=(servers_at(settings.lease_namespace or namespace),))
 
 
 def _stop_on_signals(stop: asyncio.Event) -> None:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from meritorder_api import reasons
 from meritorder_api.policy import InferencePolicySpec, Mode
 from meritorder_api.reasons import Reason
+from meritorder_api.wire import moment
 from meritorder_core.decide import decide
 from meritorder_core.inputs import Inputs, Missing
 from meritorder_core.learned import Learned
@@ -202,7 +203,7 @@ class Reconciler:
         """Write an event about a policy; one that cannot be written is lost."""
         name = f"{view.name[:200]}.{secrets.token_hex(8)}"
         event = news.event(
-            view.manifest, item, now=status.moment(self._wall()), name=name, instance=self._settings.identity
+            view.manifest, item, now=moment(self._wall()), name=name, instance=self._settings.identity
         )
         try:
             await self._cluster.create_event(view.namespace, event)

@@ -7,12 +7,11 @@ object itself, so a restarted operator goes on with the same sequence, history a
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any, Final
 
 from meritorder_api.policy import InferencePolicySpec, Mode
 from meritorder_api.reasons import Action, ConditionType, Reason
-from meritorder_api.wire import figure, money
+from meritorder_api.wire import figure, moment, money
 from meritorder_core.inputs import Missing
 from meritorder_core.outcome import Decision, Plan, PlannedPool, PoolReport
 from meritorder_core.shares import whole_percents
@@ -36,11 +35,6 @@ OWNED: Final = (
     "learned",
 )
 """Fields of `status` that are the operator's; `programmed` is the router servers'."""
-
-
-def moment(at: float) -> str:
-    """Unix seconds as the API writes times."""
-    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def owned(status: Mapping[str, Any]) -> Status:

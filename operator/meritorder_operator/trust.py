@@ -52,7 +52,7 @@ class Trust:
         self._ca_secret = ca_secret
         self._server_secret = server_secret
         self._server_names = server_names or tuple(
-            f"meritorder-router.{namespace}{rest}" for rest in ("", ".svc", ".svc.cluster.local")
+            f"{names.ROUTER_SERVICE}.{namespace}{rest}" for rest in ("", ".svc", ".svc.cluster.local")
         )
         self._webhook = webhook
         self._policy_namespaces = policy_namespaces
@@ -126,29 +126,26 @@ class Trust:
             data = {"tls.crt": server.certificate, "tls.key": server.key, "ca.crt": authorities.bundle}
             await self._put_secret(self._server_secret, "kubernetes.io/tls", data, served[0])
             log.info("certificates: the servers have %s", "a new bundle" if good else "a new one")
-        if authorities.bundle != self._bundle:
-            self._bundle = authorities.bundle
-            self._done.clear()
-            self._webhook_at = float("-inf")
+        self._hand_on(authorities.bundle)
 
     async def _given(self, name: str) -> None:
         """What others made: agents are told to trust that alone."""
         _, data = await self._secret(name)
         if not data.get("ca.crt"):
             raise Refused(404, f"Secret `{self._namespace}/{name}` has no `ca.crt` yet")
-        if data["ca.crt"] != self._bundle:
-            self._bundle = data["ca.crt"]
+        self._hand_on(data["ca.crt"])
+
+    def _hand_on(self, bundle: str) -> None:
+        """Have everyone told whom to trust, where that is new."""
+        if bundle != self._bundle:
+            self._bundle = bundle
             self._done.clear()
             self._webhook_at = float("-inf")
 
     async def _secret(self, name: str) -> tuple[str | None, dict[str, str]]:
         """A Secret's resource version, and its data as text; nothing where there is none."""
-        path = f"/api/v1/namespaces/{self._namespace}/secrets/{name}"
-        try:
-            found = await self._cluster.request("GET", path)
-        except Refused as error:
-            if error.status != 404:
-                raise
+        found = await self._cluster.find(f"/api/v1/namespaces/{self._namespace}/secrets/{name}")
+        if found is None:
             return None, {}
         data: dict[str, str] = {}
         for key, text in (found.get("data") or {}).items():
@@ -175,13 +172,9 @@ class Trust:
     async def _config_map(self, namespace: str) -> None:
         path = f"/api/v1/namespaces/{namespace}/configmaps/{names.CA_CONFIG_MAP}"
         wanted = {names.CA_CONFIG_MAP_KEY: self._bundle}
-        try:
-            found = await self._cluster.request("GET", path)
-            if found.get("data") == wanted:
-                return
-        except Refused as error:
-            if error.status != 404:
-                raise
+        found = await self._cluster.find(path)
+        if found is not None and found.get("data") == wanted:
+            return
         body = {
             "apiVersion": "v1",
             "kind": "ConfigMap",
@@ -193,11 +186,8 @@ class Trust:
     async def _patch_webhook(self, name: str) -> None:
         """Have the API server trust the servers that it asks; without that configuration it asks nobody."""
         path = f"/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/{name}"
-        try:
-            found = await self._cluster.request("GET", path)
-        except Refused as error:
-            if error.status != 404:
-                raise
+        found = await self._cluster.find(path)
+        if found is None:
             return
         bundle = base64.b64encode(self._bundle.encode()).decode()
         steps: list[dict[str, Any]] = []

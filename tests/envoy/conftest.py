@@ -12,6 +12,7 @@ import pytest
 from meritorder_router.agent.embedded import EmbeddedRouter
 from support.fakepool import FakePool
 from support.ports import free_ports
+from support.tableserver import TableServer
 
 
 @pytest.fixture
@@ -33,6 +34,13 @@ async def client(router: EmbeddedRouter) -> AsyncIterator[httpx.AsyncClient]:
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=router.base_url, timeout=60, limits=limits) as client:
         yield client
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[TableServer]:
+    """A router server that hands out what the test gives it."""
+    async with TableServer() as server:
+        yield server
 
 
 StartPool = Callable[[str], Awaitable[FakePool]]

@@ -24,12 +24,6 @@ CHAT = "/chat/completions"
 
 
 @pytest.fixture
-async def server() -> AsyncIterator[TableServer]:
-    async with TableServer() as server:
-        yield server
-
-
-@pytest.fixture
 async def agent(tmp_path: Path, server: TableServer) -> AsyncIterator[AgentProcess]:
     """An agent of that server, started by the test."""
     token = tmp_path / "token"

@@ -35,12 +35,6 @@ NOBODY = "65532"
 
 
 @pytest.fixture
-async def server() -> AsyncIterator[TableServer]:
-    async with TableServer() as server:
-        yield server
-
-
-@pytest.fixture
 async def agent(tmp_path: Path, server: TableServer) -> AsyncIterator[AgentProcess]:
     """An agent of that server, started by the test."""
     agent = AgentProcess(tmp_path, "--server-url", server.url, "--policy", "chat")

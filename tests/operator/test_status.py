@@ -10,6 +10,7 @@ import pytest
 from meritorder_api.policy import InferencePolicySpec
 from meritorder_api.reasons import Action, ConditionType, Reason, Verdict
 from meritorder_api.status import InferencePolicyStatus
+from meritorder_api.wire import moment
 from meritorder_core.inputs import Missing
 from meritorder_core.learned import Learned
 from meritorder_core.outcome import (
@@ -268,9 +269,9 @@ def test_a_transition_is_dated_only_when_the_status_flips() -> None:
     third = compose(a_decision(sla_met=missed), previous=second, now=NOON + 120)
 
     assert condition(second, "SLAMet")["reason"] == "LikelyMeets"
-    assert condition(second, "SLAMet")["lastTransitionTime"] == status.moment(NOON)
-    assert condition(third, "SLAMet")["lastTransitionTime"] == status.moment(NOON + 120)
-    assert condition(third, "Accepted")["lastTransitionTime"] == status.moment(NOON)
+    assert condition(second, "SLAMet")["lastTransitionTime"] == moment(NOON)
+    assert condition(third, "SLAMet")["lastTransitionTime"] == moment(NOON + 120)
+    assert condition(third, "Accepted")["lastTransitionTime"] == moment(NOON)
     assert condition(third, "SLAMet")["observedGeneration"] == 3
 
 

@@ -15,6 +15,7 @@ import asyncio
 import json
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -115,7 +116,7 @@ class Server:
                 connection.close_if_idle()
 
 
-class _Http(asyncio.Protocol):
+class _Http(asyncio.Protocol, ABC):
     """One connection: requests one after the other, bodies with a length or in chunks."""
 
     def __init__(self) -> None:
@@ -159,9 +160,9 @@ class _Http(asyncio.Protocol):
     def began(self) -> None:
         """A request's head is there."""
 
+    @abstractmethod
     def asked(self, path: str, body: bytes) -> None:
         """A request is there."""
-        raise NotImplementedError
 
     def answer(self, status: int, body: bytes, *headers: str) -> None:
         """Write a whole answer."""

@@ -6,10 +6,14 @@ from typing import Any, Final
 
 import click
 
-from meritorder_api.container import DEFAULT_RESOURCES, USER, RouterSettings, read_resources
-
-SERVICE: Final = "meritorder-router"
-"""The servers' Service, unless they are told otherwise."""
+from meritorder_api.container import (
+    DEFAULT_RESOURCES,
+    USER,
+    RouterSettings,
+    read_resources,
+    read_user,
+    servers_at,
+)
 
 
 class _Resources(click.ParamType[Mapping[str, Any]]):
@@ -29,12 +33,11 @@ class _User(click.ParamType[int | None]):
     name = "UID"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
-        """Read a user's number; `none` leaves it to the image and the cluster."""
-        if value == "none":
-            return None
-        if not str(value).isdecimal() or int(value) == 0:
-            self.fail("must be the number of a user who is not root, or `none`", param, ctx)
-        return int(value)
+        """Read a user's number."""
+        try:
+            return read_user(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 def _option(name: str, *, envvar: str = "", **more: Any) -> Callable[[Any], Any]:
@@ -56,7 +59,7 @@ _OPTIONS: Final = (
         envvar="MERITORDER_SIDECAR_SERVER_URLS",
         multiple=True,
         metavar="URL",
-        help=f"Where they find router servers (repeatable). Default: https://{SERVICE}.NAMESPACE.svc.",
+        help=f"Where they find router servers (repeatable). Default: {servers_at('NAMESPACE')}.",
     ),
     _option(
         "--sidecar-resources",
@@ -95,7 +98,7 @@ def settings_of(given: Mapping[str, Any], namespace: str) -> RouterSettings | No
     return RouterSettings(
         image=image,
         pull_policy=given["sidecar_image_pull_policy"],
-        server_urls=urls or (f"https://{SERVICE}.{namespace}.svc",),
+        server_urls=urls or (servers_at(namespace),),
         resources=given["sidecar_resources"],
         user=given["sidecar_user"],
         log_level=given["sidecar_log_level"],

@@ -10,11 +10,12 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from typing import Final
 
+from meritorder_api.events import event
 from meritorder_api.names import INJECT_LABEL, ROUTER_FIELD_MANAGER
 from meritorder_api.reasons import Reason
+from meritorder_api.wire import moment
 from meritorder_router.server import injection
 from meritorder_router.server.cluster import Key, key_of
 from meritorder_router.server.kube import Kube, KubeError, Manifest, Refused
@@ -96,32 +97,19 @@ class Uninjected:
 
     async def _tell(self, key: Key, uid: str) -> bool:
         namespace, pod = key
-        stamp = datetime.fromtimestamp(self._wall(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        # One name for one fact: a server that takes over finds it told.
-        name = f"{pod[:200]}.{hashlib.sha256(uid.encode()).hexdigest()[:16]}"
-        event = {
-            "apiVersion": "v1",
-            "kind": "Event",
-            "metadata": {"name": name, "namespace": namespace},
-            "involvedObject": {
-                "apiVersion": "v1",
-                "kind": "Pod",
-                "namespace": namespace,
-                "name": pod,
-                "uid": uid,
-            },
-            "type": "Warning",
-            "reason": Reason.NOT_INJECTED,
-            "message": f"Pod `{namespace}/{pod}` {MESSAGE}.",
-            "source": {"component": ROUTER_FIELD_MANAGER},
-            "reportingComponent": ROUTER_FIELD_MANAGER,
-            "reportingInstance": self._server[:128],
-            "firstTimestamp": stamp,
-            "lastTimestamp": stamp,
-            "count": 1,
-        }
+        told = event(
+            {"apiVersion": "v1", "kind": "Pod", "namespace": namespace, "name": pod, "uid": uid},
+            reason=Reason.NOT_INJECTED,
+            message=f"Pod `{namespace}/{pod}` {MESSAGE}.",
+            warning=True,
+            # One name for one fact: a server that takes over finds it told.
+            name=f"{pod[:200]}.{hashlib.sha256(uid.encode()).hexdigest()[:16]}",
+            component=ROUTER_FIELD_MANAGER,
+            instance=self._server,
+            now=moment(self._wall()),
+        )
         try:
-            await self._kube.request("POST", f"/api/v1/namespaces/{namespace}/events", event)
+            await self._kube.request("POST", f"/api/v1/namespaces/{namespace}/events", told)
         except Refused as error:
             if error.status == 409:
                 return True
